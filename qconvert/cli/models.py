@@ -110,7 +110,9 @@ def inspect_command(model: str, **chosen: Any) -> None:
     if chosen["as_json"]:
         rows = {name: asdict(layer) for name, layer in layers.items()}
         proof = {"portable": not saturating, "pair_sums": [asdict(layer) for layer in sums or ()]}
-        console.write_json({"model": model, "layers": rows, **(proof if sums is not None else {})})
+        notes = {"notes": list(result.notes)} if result.notes else {}
+        proof = proof if sums is not None else {}
+        console.write_json({"model": model, "layers": rows, **proof, **notes})
         return
     if chosen["nodes"]:
         columns = make_columns("l l l w", "node", "operator", "int8", "why")
@@ -121,6 +123,7 @@ def inspect_command(model: str, **chosen: Any) -> None:
         console.write_table(TextTable(columns, cells))
     else:
         console.show_coverage(layers)
+    console.write(*(["", *result.notes] if result.notes else []))
     if sums is not None:
         console.write("", describe_saturation(sums))
         worst = sorted(saturating.values(), key=lambda layer: -layer.largest)[:MAX_SATURATING]

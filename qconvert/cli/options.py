@@ -179,7 +179,16 @@ image_options = _add(
     setting_options("calibration", "max-broken"),
 )
 quantize_options = setting_options(
-    "quantize", "method", "effort", "exclude", "only", "keep", "weight-bits", "portable", "rest"
+    "quantize",
+    "method",
+    "effort",
+    "exclude",
+    "only",
+    "keep",
+    "weight-bits",
+    "activation-bits",
+    "portable",
+    "rest",
 )
 engine_options = _add(
     setting_options("build"),

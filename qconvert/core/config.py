@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_
 from qconvert.core.setting_checks import (
     Check,
     Limits,
+    check_bits,
     check_channels,
     check_deviations,
     check_method,
@@ -44,6 +45,7 @@ SizeRule = Literal["fit", "none"]
 ResizeRule = Annotated[str, Check(check_resize_rule)]
 
 IMAGE_FILES = "a folder, a list file, a CSV, or arrays (.npz, .npy)"
+STORED_AS_INT8 = "; fewer than 8 are stored as INT8 and no faster"
 CUDA_GRAPH = "Record a CUDA graph; shapes must be fixed"
 WORKSPACE = "MiB for trying kernels; 0: all available memory"
 USE_TF32 = "Let fp32 layers compute with the 10-bit mantissas of TF32, from Ampere on"
@@ -156,8 +158,11 @@ class QuantizeConfig(StrictTable):
         "default", "Time spent on learned rounding and biases; none: round to nearest", "--effort"
     )
     weight_scales: Literal["mse", "minmax"] = setting("mse", "How the scales of weights are chosen")
-    weight_bits: Annotated[int, Limits(ge=5, le=8)] = setting(
-        8, "Bits of weights", "--weight-bits N"
+    weight_bits: Annotated[int, Limits(le=8), Check(check_bits)] = setting(
+        8, f"Bits of weights, 4 to 8{STORED_AS_INT8}", "--weight-bits N"
+    )
+    activation_bits: Annotated[int, Limits(le=8), Check(check_bits)] = setting(
+        8, f"Bits of activations, 4 to 8{STORED_AS_INT8}", "--activation-bits N"
     )
     portable: Switch | None = setting(
         None,

@@ -79,10 +79,14 @@ class Grid:
         return self.quant_min + self.levels - 1
 
     @property
+    def fills_type(self) -> bool:
+        """Whether every number of the type that stores the integers is one of them."""
+        return self.bits in (8, 16)
+
+    @property
     def onnx_dtype(self) -> str:
-        """The narrowest ONNX type that holds the integers, as `int8`."""
-        width = next(width for width in (4, 8, 16) if width >= self.bits)
-        return f"{'' if self.signed else 'u'}int{width}"
+        """The ONNX type that stores the integers, as `int8`; kernels take none below 8 bits."""
+        return f"{'' if self.signed else 'u'}int{8 if self.bits <= 8 else 16}"
 
 
 @dataclass(frozen=True, eq=False)

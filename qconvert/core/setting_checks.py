@@ -46,6 +46,16 @@ def check_method(name: str) -> str:
     raise ValueError(f"`{name}` needs a number above 50 and up to 100")
 
 
+def check_bits(bits: int) -> int:
+    """Return the number of bits of a grid that keeps most answers."""
+    if bits < 4:
+        raise ValueError(
+            "4 bits are the fewest: with 3-bit weights EfficientNet-Lite0 gives fewer than half of "
+            "its answers"
+        )
+    return bits
+
+
 def check_channels(numbers: tuple[float, ...]) -> tuple[float, ...]:
     """Return one finite number, or one for each of three channels."""
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qconvert.graph import patterns
 from qconvert.graph.fp16.convert import emulate_half
@@ -62,7 +63,7 @@ def as_consumed(value: ir.Value) -> ir.Value:
     """Return a tensor as its consumers read it: quantized where none reads it as it was made."""
     node = patterns.only_reader(value, "Cast")
     if node is not None and node.op_type == "QuantizeLinear":
-        node = patterns.only_reader(node.outputs[0])
+        node = patterns.only_reader(node.outputs[0], "Clip")
         if node is not None and node.op_type == "DequantizeLinear":
             return node.outputs[0]
     return value
@@ -86,7 +87,7 @@ def clipping_range(value: ir.Value) -> ClippingRange | None:
     """Return how a tensor is quantized, None where it is not, or is per channel."""
     producer = value.producer()
     if producer is not None and producer.op_type == "DequantizeLinear":
-        nodes = [patterns.producer_of(producer.inputs[0])]
+        nodes = [patterns.find_quantizer(producer)]
     else:
         # It may be quantized for some of its consumers only.
         casts = [use.node.outputs[0] for use in value.uses() if use.node.op_type == "Cast"]
@@ -105,11 +106,25 @@ def clipping_range(value: ir.Value) -> ClippingRange | None:
         return None
     if zero_point.dtype.kind not in "iu" or zero_point.dtype.itemsize > 2:
         return None
-    limits, zero = np.iinfo(zero_point.dtype.name), int(zero_point.reshape(()))
+    integers, limits = _stored_integers(node, zero_point)
+    zero = int(zero_point.reshape(()))
     step = float(scale.astype(np.float64).reshape(()))
-    low, high = (limits.min - zero) * step, (limits.max - zero) * step
-    ends = tuple(end for end in (limits.min, limits.max) if end != zero)
-    return ClippingRange(node.outputs[0], ends, (low + high) / 2, (high - low + step) / 2)
+    low, high = ((limit - zero) * step for limit in limits)
+    ends = tuple(end for end in limits if end != zero)
+    return ClippingRange(integers, ends, (low + high) / 2, (high - low + step) / 2)
+
+
+def _stored_integers(
+    quantize: ir.Node, zero_point: NDArray[np.generic]
+) -> tuple[ir.Value, tuple[int, int]]:
+    """Return the integers of a quantizer with their limits: of its type, or of a Clip behind it."""
+    reader = patterns.only_reader(quantize.outputs[0])
+    if reader is not None and patterns.clips_integers(reader):
+        low, high = (patterns.constant_array(value) for value in reader.inputs[1:3])
+        if low is not None and high is not None:
+            return reader.outputs[0], (int(low), int(high))
+    limits = np.iinfo(zero_point.dtype.name)
+    return quantize.outputs[0], (limits.min, limits.max)
 
 
 def build_attribution_model(

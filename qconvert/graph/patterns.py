@@ -38,6 +38,21 @@ def is_quantized(model: ir.Model) -> bool:
     return any(op in quantized or op.startswith("QLinear") for op in operators)
 
 
+def find_quantizer(dequantize: ir.Node) -> ir.Node | None:
+    """Return the QuantizeLinear of an activation; a Clip of the integers may stand between.
+
+    A grid below 8 bits has one, because QuantizeLinear clips at the ends of its type.
+    """
+    node = producer_of(dequantize.inputs[0], "Clip")
+    return node if node is not None and is_standard(node, "QuantizeLinear") else None
+
+
+def clips_integers(node: ir.Node) -> bool:
+    """Whether a node is the Clip between QuantizeLinear and DequantizeLinear."""
+    source = producer_of(node.inputs[0]) if is_standard(node, "Clip") else None
+    return source is not None and is_standard(source, "QuantizeLinear")
+
+
 def activation_sign(model: ir.Model) -> str:
     """Return `signed` or `unsigned` as most quantized activations are; empty if there are none."""
     signs: Counter[str] = Counter()

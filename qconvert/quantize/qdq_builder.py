@@ -40,7 +40,9 @@ class QDQBuilder:
     ) -> ir.Value:
         """Add Q/DQ right behind a tensor and return their output: `read_as` times the tensor.
 
-        `tensor` is the one of the plan whose parameters these are, by default `value`.
+        `tensor` is the one of the plan whose parameters these are, by default `value`. A grid with
+        fewer integers than its type gets a Clip between the two (QCDQ, Pappalardo et al. 2022),
+        because QuantizeLinear clips at the ends of the type.
         """
         name, dtype = str(value.name), ir.DataType[qparams.grid.onnx_dtype.upper()]
         scale = self.constant(qparams.scale, f"{name}_scale")
@@ -51,13 +53,23 @@ class QDQBuilder:
         if read_as != 1.0:
             factor = np.float32(read_as)
             scale = self.constant(qparams.scale * factor, f"{name}_scale_read")
-        inputs = [quantize.outputs[0], scale, zero_point]
+        nodes = [quantize]
+        if not qparams.grid.fills_type:
+            ends = {"min": qparams.grid.quant_min, "max": qparams.grid.quant_max}
+            limits = [
+                self.constant(np.array(end, dtype.numpy()), f"{name}_{side}")
+                for side, end in ends.items()
+            ]
+            inputs = [quantize.outputs[0], *limits]
+            nodes.append(self.node("Clip", inputs, f"{name}_clipped", dtype))
+        inputs = [nodes[-1].outputs[0], scale, zero_point]
         dequantize = self.node("DequantizeLinear", inputs, f"{name}_rounded", value.dtype)
         dequantize.meta["tensor"] = tensor or name  # not written to files
+        nodes.append(dequantize)
         if (producer := value.producer()) is None:
-            self.graph.insert_before(self.graph[0], [quantize, dequantize])
+            self.graph.insert_before(self.graph[0], nodes)
         else:
-            self.graph.insert_after(producer, [quantize, dequantize])
+            self.graph.insert_after(producer, nodes)
         return dequantize.outputs[0]
 
     def dequantize(

@@ -24,6 +24,8 @@ from qconvert.quantize.plan import BIAS_SLOT, NO_ROUNDED_WEIGHTS, LayerPlan, Pla
 
 # How many weights are quantized at a time in the search for the least error.
 MAX_VALUES_AT_A_TIME = 1 << 22
+# A grid with fewer bits is so coarse that clipping up to half of the range may pay.
+FINE_BITS = 6
 # The rest of the 32 bits is room for the products that are added to a bias.
 MAX_INTEGER_BIAS = 2.0**30
 # A bias may enlarge the scale of a shared weight by this factor.
@@ -56,19 +58,20 @@ def mse_qparams(
 ) -> QuantParams:
     """Return for each channel the scale with the least mean squared error of its weights.
 
-    The search is over scale = (1 - n / 64) * max |w| / largest integer, for n = 0 .. 12: weights
-    beyond that are clipped, so that all others are finer. With a smaller share, large weights lose
-    too much. With a `paired` node, larger scales are tried too, up to that with which all pairs are
-    within their limit. It takes some channels at a time, so that memory does not grow with the
-    weight.
+    The search is over scale = (1 - n / 64) * max |w| / largest integer, for n = 0 .. 12, and up to
+    32 on grids of few integers: weights beyond that are clipped, so that all others are finer. With
+    a smaller share, large weights lose too much. With a `paired` node, larger scales are tried too,
+    up to that with which all pairs are within their limit. It takes some channels at a time, so
+    that memory does not grow with the weight.
     """
     axis %= array.ndim
     others = tuple(other for other in range(array.ndim) if other != axis)
+    steps = 13 if grid.bits >= FINE_BITS else 33
     pieces = max(1, min(array.shape[axis], -(-array.size // MAX_VALUES_AT_A_TIME)))
     maxima = []
     for part in np.array_split(array, pieces, axis):
         largest = _largest_per_channel(part, axis)
-        ends = [largest * (1.0 - number / 64) for number in range(13)]
+        ends = [largest * (1.0 - number / 64) for number in range(steps)]
         if paired is not None:
             beyond = np.maximum(_pair_ends(part, grid, paired) - largest, 0.0)
             ends += [largest + beyond * (number / 8) for number in range(1, 9)]
@@ -223,7 +226,7 @@ def weight_array(value: ir.Value, node: ir.Node) -> FloatArray:
 def quantize_weight(
     array: FloatArray, qparams: QuantParams, paired: ir.Node | None = None
 ) -> NDArray[np.generic]:
-    """Return a weight as integers, in the narrowest type that holds them."""
+    """Return a weight as integers, in the type that stores its grid."""
     integers = _round(array, qparams, paired)
     return integers.astype(ir.DataType[qparams.grid.onnx_dtype.upper()].numpy())
 

@@ -177,6 +177,18 @@ def _facts(report: Report, variant: VariantResult) -> Iterator[str]:
         yield f"{100 * size:.0f} % of the size"
     if fact := _accuracy_fact(report, variant):
         yield fact
+    if fact := _low_bits_fact(report, variant):
+        yield fact
+
+
+def _low_bits_fact(report: Report, variant: VariantResult) -> str:
+    """Say that fewer bits than 8 gain nothing here; empty where there are none."""
+    settings = report.config.get("quantize")
+    if variant.precision not in ("int8", "mixed") or not isinstance(settings, dict):
+        return ""
+    bits = {name: settings.get(f"{name[:-1]}-bits", 8) for name in ("weights", "activations")}
+    low = [f"{number}-bit {name}" for name, number in bits.items() if number < 8]
+    return f"{' and '.join(low)} gain no speed or size over 8 bits" if low else ""
 
 
 def _accuracy_fact(report: Report, variant: VariantResult) -> str:

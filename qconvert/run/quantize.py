@@ -22,7 +22,7 @@ from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors, batch_size, output_array, random_inputs
 from qconvert.graph.fp16.convert import HalfModel, HalfPrecision, convert_to_half
 from qconvert.graph.passes import upgrade_opset
-from qconvert.graph.patterns import is_quantized, producer_of
+from qconvert.graph.patterns import find_quantizer, is_quantized
 from qconvert.graph.taps import find_observed_tensors
 from qconvert.measure.output_error import sqnr_db
 from qconvert.optimize.calibration_set import MISSING_IMAGES, MISSING_IMAGES_HINT, CalibrationSet
@@ -34,6 +34,7 @@ from qconvert.optimize.sensitive_blocks import keep_sensitive_blocks
 from qconvert.quantize import placement, plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
+from qconvert.quantize.low_bits import describe_low_bits
 from qconvert.quantize.placement import AUTO_METHOD, OUTPUT_ERROR_METHOD
 from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision, RoundedWeights
 from qconvert.quantize.saturation import PairSums, describe_saturation, find_saturation
@@ -149,10 +150,11 @@ def preview_layers(context: JobContext, request: QuantizeRequest) -> dict[str, L
 
 @dataclass(frozen=True)
 class Inspection:
-    """The layers of a model, and the sums of each integer kernel if it is quantized."""
+    """The layers of a model; of a quantized one the sums of its integer kernels, and notes."""
 
     layers: dict[str, LayerPlan]
     sums: tuple[PairSums, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def inspect_layers(context: JobContext, backend: str) -> Inspection:
@@ -164,7 +166,8 @@ def inspect_layers(context: JobContext, backend: str) -> Inspection:
         layers = plan.layers if plan is not None else plan_files.read_layers(model)
         # ONNX Runtime's CPU provider computes other plans in float.
         is_integer = plan is None or plan.integer_bias
-        return Inspection(layers, find_saturation(model) if is_integer else None)
+        notes = describe_low_bits(model, plan) if plan is not None else ()
+        return Inspection(layers, find_saturation(model) if is_integer else None, notes)
     return Inspection(preview_layers(context, QuantizeRequest(Path("model.onnx"), backend, "int8")))
 
 
@@ -175,7 +178,11 @@ def scheme_for(settings: QuantizeConfig, requirements: BackendRequirements) -> S
     # Other runtimes than the CPU's add products in 32 bits.
     is_set = settings.portable is not None and scheme.integer_bias
     portable = bool(settings.portable) if is_set else scheme.portable
-    return replace(scheme, weights=Grid(settings.weight_bits), portable=portable)
+    activations = scheme.activations
+    if settings.activation_bits < 8:
+        activations = replace(activations, bits=settings.activation_bits)
+    weights = Grid(settings.weight_bits)
+    return replace(scheme, activations=activations, weights=weights, portable=portable)
 
 
 def require_portable_has_effect(settings: QuantizeConfig, names: Sequence[str]) -> None:
@@ -231,6 +238,7 @@ def convert_precision(
         notes.append("not run here: ONNX Runtime has no bf16 kernels for the CPU")
     else:
         _require_working(model, loaded)
+    notes += describe_low_bits(model, plan) if plan is not None else ()
     if plan is not None and not plan.integer_bias:
         notes.append(
             "to check it on ONNX Runtime's CPU provider set `session.disable_quant_qdq` = 1: "
@@ -325,6 +333,7 @@ def _require_matching_plan(plan: Plan, settings: QuantizeConfig, request: Quanti
         **_node_options(settings),
         "--method": settings.method is not None,
         "--weight-bits": settings.weight_bits != QuantizeConfig().weight_bits,
+        "--activation-bits": settings.activation_bits != QuantizeConfig().activation_bits,
         "--portable": settings.portable is True and not plan.portable,
         "--no-portable": settings.portable is False and plan.portable,
     }
@@ -385,7 +394,7 @@ def _convert_rest(
     # A dequantized tensor has the magnitude of the original.
     dequantized = dict(magnitudes)
     for node in model.graph:
-        quantizer = producer_of(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
+        quantizer = find_quantizer(node) if node.op_type == "DequantizeLinear" else None
         source = quantizer.inputs[0] if quantizer is not None else None
         name = str(source.name) if source is not None else ""
         if name in magnitudes:

@@ -271,10 +271,10 @@ class _Reader:
     def _read_node(self, node: ir.Node) -> None:
         """Add the step of a node; a pair of Q and DQ is one step, where it is dequantized."""
         outputs = tuple(str(value.name) for value in node.outputs)
-        if node.op_type == "QuantizeLinear":
+        if node.op_type == "QuantizeLinear" or patterns.clips_integers(node):
             return
         if node.op_type == "DequantizeLinear":
-            quantize = node.inputs[0].producer() if node.inputs[0] is not None else None
+            quantize = patterns.find_quantizer(node)
             if quantize is None:
                 # A weight or bias that is not a parameter; those that are have a step of their own.
                 uses = node.outputs[0].uses()

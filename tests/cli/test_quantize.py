@@ -212,6 +212,8 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
         (["--images", "images", "--method", "best"], "there is no range method `best`"),
         (["--images", "images", "--exclude", "sidee"], "similar names: `side`"),
         (["--images", "images", "--keep", "middle"], "quantize.keep"),
+        (["--images", "images", "--weight-bits", "3"], "4 bits are the fewest"),
+        (["--images", "images", "--activation-bits", "9"], "less than or equal to 8"),
         (["--images", "images", "-o", "out.engine"], "does not end in .onnx"),
         (["--calibration", "none.npz"], "`none.npz` does not exist"),
         (["--plan", "none.json"], "`none.json`"),
@@ -297,3 +299,14 @@ def test_quantize_and_inspect_say_whether_a_file_is_exact_on_every_x86(
     assert sentence in outcome.err
     assert sentence in shown
     assert all(name in shown for name in saturating)
+
+
+@pytest.mark.slow
+def test_quantize_and_inspect_say_that_low_bits_gain_nothing(qconvert: Command) -> None:
+    bits = ("--weight-bits", "4", "--activation-bits", "4", "--effort", "none")
+    outcome = quantized(qconvert, "--images", "images", *bits)
+    shown = qconvert("inspect", "out.onnx", "--quantized").out
+    notes = json.loads(qconvert("inspect", "out.onnx", "--quantized", "--json").out)["notes"]
+    for text in (outcome.err, shown, *notes):
+        assert "no runtime here is faster" in " ".join(text.split())
+    assert ["4-bit weights" in notes[0], "4-bit activations" in notes[1]] == [True, True]

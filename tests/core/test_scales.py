@@ -158,13 +158,14 @@ def test_scale_is_rounded_up_to_the_next_number_of_its_type(exact: float, name: 
 
 @pytest.mark.parametrize(
     ("bits", "dtype"),
-    [(2, "int4"), (4, "int4"), (5, "int8"), (7, "int8"), (8, "int8"), (9, "int16"), (16, "int16")],
+    [(2, "int8"), (4, "int8"), (7, "int8"), (8, "int8"), (9, "int16"), (16, "int16")],
 )
-def test_onnx_dtype_is_the_narrowest_that_holds_the_grid(bits: int, dtype: str) -> None:
+def test_onnx_dtype_holds_the_grid_and_has_kernels(bits: int, dtype: str) -> None:
     for signed, name in ((True, dtype), (False, f"u{dtype}")):
         grid = Grid(bits, symmetric=False, signed=signed)
         ends = np.array([grid.quant_min, grid.quant_max])
         assert grid.onnx_dtype == name
+        assert grid.fills_type is (bits in (8, 16))
         stored = ends.astype(ir.DataType[name.upper()].numpy())
         np.testing.assert_array_equal(stored.astype(np.int64), ends)
 
@@ -184,7 +185,7 @@ LAYOUTS: list[tuple[int | None, str, tuple[int, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid.bits in (4, 8, 16)], ids=str)
+@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid.fills_type], ids=str)
 @pytest.mark.parametrize(("axis", "attributes", "sizes"), LAYOUTS)
 def test_quantize_equals_onnx_runtime(
     grid: Grid, axis: int | None, attributes: str, sizes: tuple[int, ...]

@@ -132,8 +132,8 @@ def test_weight_scales_are_exact_in_the_rest_precision(method: str, scale_dtype:
     np.testing.assert_array_equal(steps, steps.astype(kind).astype(np.float32))
 
 
-@pytest.mark.parametrize(("bits", "kind"), [(4, "int4"), (5, "int8"), (8, "int8")])
-def test_quantized_weight_has_the_narrowest_type(bits: int, kind: str) -> None:
+@pytest.mark.parametrize(("bits", "kind"), [(4, "int8"), (8, "int8"), (9, "int16")])
+def test_quantized_weight_has_the_type_of_its_grid(bits: int, kind: str) -> None:
     array, scale = floats(3, 5), weights.minmax_qparams(floats(3, 5), Grid(bits), 0)
     stored = weights.quantize_weight(array, scale)
     assert stored.dtype.name == kind

@@ -278,3 +278,22 @@ def test_conclude_is_idempotent() -> None:
     limits = GateConfig(max_drop=1)
     once = conclude(replace(reports.simulated(), run_notes=("2 images were broken",)), limits)
     assert conclude(once, limits) == once
+
+
+@pytest.mark.parametrize(
+    ("settings", "fact"),
+    [
+        ({"weight-bits": 4}, "4-bit weights gain no speed or size over 8 bits"),
+        (
+            {"weight-bits": 4, "activation-bits": 6},
+            "4-bit weights and 6-bit activations gain no speed or size over 8 bits",
+        ),
+        ({"weight-bits": 8, "activation-bits": 8}, ""),
+    ],
+)
+def test_verdict_says_that_fewer_bits_gain_nothing(settings: dict[str, int], fact: str) -> None:
+    report = replace(reports.measured(), config={"quantize": settings})
+    verdict = conclude(report, NONE).verdict
+    assert verdict.startswith("Ship `cpu-int8`")
+    assert verdict.endswith(fact)
+    assert ("gain" in verdict) is bool(fact)

@@ -1,5 +1,6 @@
 """The torch module of a Q/DQ graph: the numbers of ONNX Runtime, and the way back to a plan."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import qconvert.demo
 from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError
+from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors
 from qconvert.graph.passes import infer_shapes
 from qconvert.quantize.apply_plan import apply_plan
@@ -85,6 +87,15 @@ def require_agreement_of_layers(model: ir.Model, feeds: Tensors, plan: Plan) -> 
             difference = np.abs(result.numpy().astype(np.float64) - expected)
             assert difference.max(initial=0.0) <= tolerance * 1.001, name
     assert compared > len(plan.layers) / 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_low_bit_grids_agree_with_onnx_runtime(backend: str) -> None:
+    model = small_network()
+    feeds = drawn_images(model, 4, seed=0)
+    plan = plan_of(model, backend, feeds)
+    narrow = replace(plan, activations=replace(plan.activations, bits=4), weights=Grid(4))
+    require_agreement_of_layers(model, feeds, narrow)
 
 
 @pytest.mark.slow
