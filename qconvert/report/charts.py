@@ -225,6 +225,38 @@ def search_charts(report: Report) -> list[Chart]:
     return charts
 
 
+def training_charts(report: Report) -> list[Chart]:
+    """Return how the outputs of trained engines came nearer to FP32, and how their loss fell."""
+    errors, losses = [], []
+    for variant in report.variants:
+        if (curve := variant.training) is None:
+            continue
+        name, (colour, style) = variant.name, _look(report, variant)
+        best = curve.validation[curve.steps.index(curve.best_step)]
+        kept = f"{name}: {'used' if curve.kept else 'best, not used'}"
+        errors += [
+            _line(name, curve.steps, _finite(curve.validation), colour, style),
+            _line(kept, [curve.best_step], _finite([best]), CHOSEN_COLOUR, "none", "D"),
+        ]
+        losses.append(_line(name, curve.steps, _finite(curve.losses), colour, style))
+    if not errors:
+        return []
+    axis = "training step"
+    return [
+        Chart(
+            "Training: SQNR against FP32 on images held out",
+            _line_chart(errors, axis, "SQNR, dB", whole=True),
+        ),
+        Chart("Training: loss", _line_chart(losses, axis, "loss", whole=True)),
+    ]
+
+
+def _finite(values: Sequence[float]) -> ArrayLike:
+    """Return the values without those that cannot be drawn."""
+    array = np.array(values, np.float64)
+    return np.where(np.isfinite(array), array, np.nan)
+
+
 def precision_recall_chart(report: Report) -> Chart | None:
     """Return precision by recall at IoU .5 of detectors, None where none was scored."""
     recalls = np.linspace(0, 100, 101)

@@ -14,6 +14,7 @@ from qconvert.measure.evidence import Evidence
 from qconvert.measure.latency import Latency
 from qconvert.measure.layer_errors import LayerError
 from qconvert.measure.mixed_result import MixedResult
+from qconvert.measure.training_curve import TrainingCurve
 
 SCHEMA = 2
 
@@ -68,6 +69,7 @@ class VariantResult:
 
     `by_provider` and `by_precision` count nodes as executed. `quantized` of `candidates`
     nodes are INT8 in the graph; `unquantized` names the others. `layers` follow the network.
+    `training` is the course of the training of its weights, if they were trained.
     """
 
     name: str
@@ -86,6 +88,7 @@ class VariantResult:
     notes: tuple[str, ...] = ()
     layers: tuple[LayerError, ...] = ()
     operators: tuple[OperatorCoverage, ...] = ()
+    training: TrainingCurve | None = None
 
 
 @dataclass(frozen=True)

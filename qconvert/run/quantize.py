@@ -25,6 +25,7 @@ from qconvert.graph.passes import upgrade_opset
 from qconvert.graph.patterns import find_quantizer, is_quantized
 from qconvert.graph.taps import find_observed_tensors
 from qconvert.measure.output_error import sqnr_db
+from qconvert.measure.training_curve import TrainingCurve
 from qconvert.optimize.calibration_set import MISSING_IMAGES, MISSING_IMAGES_HINT, CalibrationSet
 from qconvert.optimize.candidate import EFFORTS, Candidate
 from qconvert.optimize.equalization import choose_equalization, choose_factors
@@ -75,7 +76,10 @@ class QuantizeSpec:
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """A converted model, its plan, and `islands`: what stayed in float32, each with its reason."""
+    """A converted model, its plan, and `islands`: what stayed in float32, each with its reason.
+
+    `training` is the course of the training, if its weights were trained.
+    """
 
     model: ir.Model
     plan: Plan | None = None
@@ -83,6 +87,7 @@ class QuantizedModel:
     islands: dict[str, str] = field(default_factory=dict)
     method_errors: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    training: TrainingCurve | None = None
 
 
 @dataclass(frozen=True)

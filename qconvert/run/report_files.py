@@ -220,6 +220,8 @@ def merge_with_previous(new: Report, run: RunFolder) -> Report:
             row = replace(rebuilt[name], notes=notes)
             if reuse_accuracy and before.accuracy is not None:
                 row = with_measurement(row, "accuracy", before.accuracy)
+            if before.training is not None and row.training is None:
+                row = replace(row, training=before.training)
             if before.layers and not row.layers:
                 row = with_measurement(row, "layers", before.layers)
             rebuilt[name] = row
@@ -333,4 +335,5 @@ def _variant_result(variant: EngineVariant, results: RunResults) -> VariantResul
         operators=tuple(
             OperatorCoverage(op, count, quantized[op]) for op, count in nodes.most_common()
         ),
+        training=graph.training,
     )

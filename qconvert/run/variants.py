@@ -14,11 +14,12 @@ from qconvert.backends import system_probe
 from qconvert.backends.base import FLOAT, Availability, BuildSpec, Engine, EngineVariant, Profile
 from qconvert.calibrate.calibration import load_calibration, save_calibration
 from qconvert.core import atomic, config_file, onnx_io
-from qconvert.core.cache import file_sha256
+from qconvert.core.cache import JsonCodec, file_sha256
 from qconvert.core.config import BuildConfig, ExportConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
 from qconvert.core.progress import megabytes, share_reporter, start_step
 from qconvert.images.listing import ImageEntry, sha256sum_text
+from qconvert.measure.training_curve import TrainingCurve
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.quantize import plan_files
 from qconvert.quantize.placement import require_quantizable
@@ -46,6 +47,7 @@ from qconvert.sources import LoadedModel
 
 # The default backend is the first of these that runs here.
 BACKENDS_BY_PREFERENCE = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
+CURVE = JsonCodec("training.json", TrainingCurve)
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,12 @@ class BuildInputs:
 
 @dataclass(frozen=True)
 class VariantGraph:
-    """The folder of a graph, and how the graph was made."""
+    """The folder of a graph, and how the graph was made; `training` if its weights were trained."""
 
     folder: Path
     plan: Plan | None
     notes: tuple[str, ...]
+    training: TrainingCurve | None = None
 
     @property
     def path(self) -> Path:
@@ -194,6 +197,8 @@ def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext)
         if result.plan is not None:
             saved = plan_files.PlanWithWeights(result.plan, result.rounded_weights)
             plan_files.save_plan(saved, folder / PLAN_FILE)
+        if result.training is not None:
+            CURVE.save(result.training, folder)
         record = {
             "islands": result.islands,
             "notes": result.notes,
@@ -223,7 +228,8 @@ def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext)
     plan_file = entry / PLAN_FILE
     plan = plan_files.read_plan(plan_file) if plan_file.is_file() else None
     record = json.loads((entry / GRAPH_RECORD).read_text(encoding="utf-8"))
-    return VariantGraph(entry, plan, tuple(record["notes"]))
+    curve = CURVE.load(entry) if (entry / CURVE.file).is_file() else None
+    return VariantGraph(entry, plan, tuple(record["notes"]), curve)
 
 
 def engine_settings(context: JobContext, backend: str) -> dict[str, str | int | bool]:
@@ -257,7 +263,8 @@ def cached_engine(
     def make(folder: Path) -> None:
         started = time.perf_counter()
         engine = backend.build(graph.path, spec, folder, report)
-        for name in (PLAN_FILE, plan_files.weights_path(Path(PLAN_FILE)).name, GRAPH_RECORD):
+        weights = plan_files.weights_path(Path(PLAN_FILE)).name
+        for name in (PLAN_FILE, weights, CURVE.file, GRAPH_RECORD):
             if (graph.folder / name).is_file():
                 shutil.copyfile(graph.folder / name, folder / name)
         record = {**asdict(engine), "folder": ".", "build_seconds": time.perf_counter() - started}

@@ -13,6 +13,7 @@ from qconvert.measure.evidence import (
     WeightRange,
 )
 from qconvert.measure.layer_errors import LayerError
+from qconvert.measure.training_curve import TrainingCurve
 from qconvert.report.model import OperatorCoverage, Report
 from qconvert.tasks.task import ClassShift
 from tests.report import reports
@@ -50,6 +51,7 @@ def explained(name: str = "/block/Conv", image: str = "a/b.jpg") -> Report:
             layers=(*integers, exact),
             accuracy=accuracy,
             operators=(OperatorCoverage("Conv", 58, 58), OperatorCoverage("Gemm", 2, 0)),
+            training=TrainingCurve((0, 20, 40), (0.5, 0.3, 0.2), (23.5, 24.0, 23.9), 20, kept=True),
         ),
         evidence=Evidence(
             ranges=(

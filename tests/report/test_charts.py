@@ -1,5 +1,6 @@
 """Charts are deterministic and match the style of the page; their Pareto front and bars."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import matplotlib as mpl
 import pytest
 
 from qconvert.core.config import GateConfig
+from qconvert.measure.training_curve import TrainingCurve
 from qconvert.report import charts
 from qconvert.report.charts import bar_charts
 from qconvert.report.metrics import ParetoFront, TradeOffPoint, pareto_front
@@ -120,6 +122,22 @@ def test_layers_without_error_are_not_drawn() -> None:
     assert "cpu-int8: arriving" in chart.svg
     assert "nan" not in chart.svg.lower().replace("nano", "")
     assert charts.layer_error_chart(reports.measured()) is None
+
+
+def test_training_is_drawn_with_the_step_that_is_used() -> None:
+    validation, loss = charts.training_charts(evidence.explained())
+    assert "SQNR, dB" in validation.svg
+    assert ">cpu-int8: used<" in validation.svg
+    assert "loss" in loss.svg
+    assert charts.training_charts(reports.measured()) == []
+
+
+def test_training_without_success_is_drawn_as_not_used() -> None:
+    curve = TrainingCurve((0, 8), (math.nan, 0.5), (20.0, -math.inf), 0, kept=False)
+    trained = replace(reports.cpu()[2], training=curve)
+    validation, loss = charts.training_charts(reports.report(trained))
+    assert ">cpu-int8: best, not used<" in validation.svg
+    assert "nan" not in (validation.svg + loss.svg).lower()
 
 
 def test_percentage_ticks_are_short() -> None:
