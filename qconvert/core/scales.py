@@ -105,8 +105,8 @@ class QuantParams:
 
 def choose_qparams(value_range: Range, grid: Grid, scale_dtype: str = "fp32") -> QuantParams:
     """Return the parameters with which a whole tensor represents a range."""
-    low, high = np.float32(value_range.low), np.float32(value_range.high)
-    return choose_qparams_for_bounds(low, high, grid, None, scale_dtype)
+    # In double precision, so that the range of a grid gives back its scale to the last bit.
+    return choose_qparams_for_bounds(value_range.low, value_range.high, grid, None, scale_dtype)
 
 
 def choose_qparams_for_bounds(

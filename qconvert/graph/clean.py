@@ -66,9 +66,9 @@ def list_passes(opset: int) -> tuple[Pass, ...]:
     return (
         Pass("inline", passes.inline_functions, **both, computes=False),
         Pass("opset", lambda model: passes.upgrade_opset(model, opset), **both),
-        Pass("constants", passes.fold_constants, safe_for_large=True),
+        Pass("constants", passes.fold_constants, **both),
         Pass("simplify", passes.run_onnxslim),
-        Pass("activations", fuse_activations, safe_for_large=True),
+        Pass("activations", fuse_activations, **both),
         Pass("batchnorm", passes.fold_batchnorm, safe_for_large=True),
         Pass("shapes", passes.infer_shapes, **both, computes=False),
         Pass("names", passes.name_nodes, **both, computes=False),

@@ -137,7 +137,8 @@ def fold_batchnorm(model: ir.Model) -> tuple[ir.Model, str]:
     names = patterns.UniqueNames(patterns.tensor_names(folded.graph))
     affine = ("BatchNormalization", "Mul", "Div", "Add", "Sub")
     nodes = [node for node in folded.graph if patterns.is_standard(node, *affine)]
-    count = sum(_fold_affine(folded.graph, node, names) for node in nodes)
+    factors = [fold_affine(folded.graph, node, names) for node in nodes]
+    count = sum(factor is not None for factor in factors)
     return _without_unused(folded, count) if count else (model, "")
 
 
@@ -146,19 +147,22 @@ def _without_unused(folded: ir.Model, count: int) -> tuple[ir.Model, str]:
     return folded, f"{count} folded"
 
 
-def _fold_affine(graph: ir.Graph, norm: ir.Node, names: patterns.UniqueNames) -> bool:
+def fold_affine(
+    graph: ir.Graph, norm: ir.Node, names: patterns.UniqueNames
+) -> NDArray[np.float64] | None:
+    """Fold one affine map; return the factor of each weight, None if it cannot be folded."""
     swapped = norm.op_type in ("Mul", "Add") and patterns.constant_array(norm.inputs[0]) is not None
     source = norm.inputs[int(swapped)]
     linear = patterns.producer_of(source)
     if source is None or linear is None or patterns.only_reader(source) is not norm:
-        return False
+        return None
     if not patterns.is_standard(linear, "Conv", "ConvTranspose", "Gemm"):
-        return False
+        return None
     weight = patterns.constant_array(linear.inputs[1])
     has_bias = len(linear.inputs) > 2 and linear.inputs[2] is not None
     bias = patterns.constant_array(linear.inputs[2]) if has_bias else np.zeros(1)
     if weight is None or bias is None or linear.attributes.get_float("beta", 1.0) != 1.0:
-        return False
+        return None
     # The scale varies along the output channels of the weight.
     axis = patterns.output_axis(linear)
     split, along, groups = list(weight.shape), [1] * weight.ndim, 1
@@ -170,9 +174,10 @@ def _fold_affine(graph: ir.Graph, norm: ir.Node, names: patterns.UniqueNames) ->
     operand = norm.inputs[int(not swapped)]
     affine = _affine(norm, operand, weight.ndim, groups * weight.shape[axis])
     if affine is None:
-        return False
+        return None
     scale, shift = affine
-    scaled = weight.astype(np.float64).reshape(split) * scale.reshape(along)
+    factors = np.broadcast_to(scale.reshape(along), split)
+    scaled = weight.astype(np.float64).reshape(split) * factors
     shifted = bias.astype(np.float64) * scale + shift
     for slot, array in ((1, scaled.reshape(weight.shape)), (2, shifted)):
         constant = linear.inputs[slot] if slot < len(linear.inputs) else None
@@ -186,7 +191,7 @@ def _fold_affine(graph: ir.Graph, norm: ir.Node, names: patterns.UniqueNames) ->
     new.shape, new.type = old.shape, old.type
     graph.remove(norm, safe=True)
     new.name = output_name
-    return True
+    return factors.reshape(weight.shape)
 
 
 def _affine(norm: ir.Node, operand: ir.Value | None, rank: int, channels: int) -> Affine | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
@@ -172,7 +173,11 @@ def _quantize_weights(
         node, scale, name = layer.node, qparams.scale, str(layer.weight.name)
         key = id(qparams), "" if can_share else node.name or ""
         if key not in dequantized:
-            integers = quantize_weight(weight_array(layer.weight, node), qparams, layer.paired)
+            rounded = learned.get(node.name or "")
+            if rounded is not None and scale is rounded.steps and layer.paired is None:
+                integers: NDArray[np.generic] = rounded.integers
+            else:
+                integers = quantize_weight(weight_array(layer.weight, node), qparams, layer.paired)
             dequantized[key] = builder.dequantize(integers, name, scale, layer.axis, node)
         node.replace_input_with(layer.slot, dequantized[key])
         bias = node.inputs[BIAS_SLOT] if layer.integer_bias and layer.bias is not None else None

@@ -6,6 +6,7 @@ A HardSigmoid is a sum whose quantizer clips, read with another scale:
     HardSigmoid(x) = clip(alpha x + beta, 0, 1) = alpha clip(x + beta / alpha, 0, 1 / alpha)
     HardSwish(x)   = x HardSigmoid(x), with alpha = 1/6 and beta = 1/2
     ReduceMean(x)  = GlobalAveragePool(x), over all places of an image
+    Relu(x)        = LeakyRelu(x) with slope 0, between two quantizers
 """
 
 from collections.abc import Callable, Mapping
@@ -80,10 +81,28 @@ def _global_mean(builder: QDQBuilder, node: ir.Node, grid: Grid) -> None:
     )
 
 
+def _rectifier(builder: QDQBuilder, node: ir.Node, grid: Grid) -> None:
+    """Replace a Relu by a LeakyRelu with slope 0, which is a look-up in a table of 256 integers.
+
+    A Clip at zero is one too if its largest value is the end of the grid.
+    """
+    (quantizer,) = node.outputs[0].consumers()
+    output = _read_qparams(quantizer, grid)
+    top = (grid.quant_max - int(output.zero_point)) * float(output.scale)
+    limits = [patterns.constant_array(value) for value in node.inputs[1:]]
+    least, largest = [*limits, None, None][:2]
+    is_rectifier = node.op_type == "Relu" or (least is not None and float(least) == 0)
+    if not is_rectifier or (largest is not None and float(largest) < top * (1 - TOLERANCE)):
+        return
+    patterns.replace_node(node, "LeakyRelu", [_input(node)], alpha=0.0)
+
+
 FORMS: Mapping[str, Form] = {
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
     "ReduceMean": _global_mean,
+    "Relu": _rectifier,
+    "Clip": _rectifier,
 }
 
 

@@ -162,7 +162,7 @@ def test_quantized_model_keeps_its_quantizers() -> None:
     left_out = {
         step.name for step in outcome.steps if step.dropped == cleaning.UNSAFE_FOR_QUANTIZED
     }
-    assert left_out == {"constants", "simplify", "activations", "batchnorm"}
+    assert left_out == {"simplify", "batchnorm"}
     assert outcome.model.graph.initializers["w"].dtype == ir.DataType.INT8
 
 
