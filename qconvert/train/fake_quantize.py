@@ -42,9 +42,18 @@ class _RoundToGrid(torch.autograd.Function):
         of_step = None
         if ctx.needs_input_grad[1]:
             # s dy/ds is y where x is clipped, and y - x inside.
-            total = (above * ctx.saved_tensors[1]).sum() - (inside * x).sum()
+            total = _dot(above, ctx.saved_tensors[1]) - _dot(inside, x)
             of_step = total * ctx.gradient
         return inside, of_step, None, None
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    """Return the sum of products, in one pass over tensors that lie in memory alike."""
+    if first.stride() != second.stride():
+        first, second = first.contiguous(), second.contiguous()
+    if first.is_contiguous() or first.dim() != 4:
+        return torch.dot(first.reshape(-1), second.reshape(-1))
+    return torch.dot(*(one.permute(0, 2, 3, 1).reshape(-1) for one in (first, second)))
 
 
 class _Round(torch.autograd.Function):

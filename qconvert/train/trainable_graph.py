@@ -367,11 +367,10 @@ def _range(plan: Plan, quantizer: ActivationQuantizer, before: Range) -> Range:
     if plan.activations.symmetric:
         high = plan.activations.symmetric_max
         low = 0 if before.low >= 0 else -high
-    ends = [(limit - quantizer.zero_point) * float(step) for limit in (low, high)]
-    first, last = (np.float32(end) for end in ends)
+    first, last = (np.float32((limit - quantizer.zero_point) * step) for limit in (low, high))
     # Rounded ends may need the next larger step.
     while choose_qparams(Range(float(first), float(last)), plan.activations).scale > step:
-        last = np.nextafter(last, np.float32(0))
+        first, last = (np.nextafter(end, np.float32(0)) for end in (first, last))
     return Range(float(first), float(last))
 
 
