@@ -16,7 +16,6 @@ from torch.nn import functional
 from qconvert.core.tensors import Tensors
 from qconvert.measure.dense_error import (
     MIN_POWER_SHARE,
-    DenseOutput,
     channel_axis,
     find_dense_outputs,
     find_weights,

@@ -135,6 +135,19 @@ class TrainableGraph(nn.Module):
         biases = list(self.biases.values())
         return {"weights": weights, "biases": biases, "weight_steps": steps, "steps": ranges}
 
+    def output_deviations(self, feeds: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the standard deviation of the output of each layer with a bias, by its key."""
+        keys = {f"{layer.node}/bias": layer.bias for layer in self.layers if layer.bias}
+        outputs = {
+            keys[name]: step.outputs[0]
+            for step in self.steps
+            for name in step.inputs
+            if name in keys
+        }
+        with torch.no_grad():
+            values = self.run(feeds, frozenset(outputs.values()))
+        return {key: float(values[name].std()) for key, name in outputs.items()}
+
     def to_plan(self) -> PlanWithWeights:
         """Return the plan with the ranges and weights as they are now."""
         tensors = dict(self.plan.tensors)
