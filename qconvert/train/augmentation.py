@@ -7,7 +7,7 @@ from torch.nn import functional
 from qconvert.core.tensors import TensorSpec
 
 # A crop has at least this share of the area, and so much more or less than its aspect ratio.
-MIN_AREA, MAX_STRETCH = 0.4, 4 / 3
+MIN_AREA, MAX_ASPECT = 0.4, 4 / 3
 # Contrast and brightness vary by so much, relative to the deviation of the image.
 COLOUR = 0.2
 # So many of the images are mixed with another one, which gets up to half of the weight.
@@ -26,13 +26,13 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     def draw(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(len(images), generator=generator)
 
-    # Crops, stretched and mirrored, as places of the image that are read for each place of a view.
-    area, stretch = (
+    # Crops, of another aspect and mirrored, as places of the image that are read for each place of a view.
+    area, aspect = (
         draw(MIN_AREA, 1.0),
-        torch.exp(draw(-1.0, 1.0) * torch.tensor(MAX_STRETCH).log()),
+        torch.exp(draw(-1.0, 1.0) * torch.tensor(MAX_ASPECT).log()),
     )
-    height = (area.sqrt() * stretch.sqrt()).clamp(max=1.0)
-    width = (area.sqrt() / stretch.sqrt()).clamp(max=1.0)
+    height = (area.sqrt() * aspect.sqrt()).clamp(max=1.0)
+    width = (area.sqrt() / aspect.sqrt()).clamp(max=1.0)
     mirror = torch.where(draw(0.0, 1.0) < 0.5, -1.0, 1.0)
     zeros = torch.zeros(len(images))
     rows = torch.stack([width * mirror, zeros, (1 - width) * draw(-1.0, 1.0)], dim=1)
