@@ -28,6 +28,7 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.progress import Progress, start_step
 from qconvert.core.tensors import Tensors
 from qconvert.measure.output_error import sqnr_from_powers
+from qconvert.measure.training_curve import TrainingCurve
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
 from qconvert.optimize.candidate import Candidate, is_better, run_reference
 from qconvert.optimize.learned_rounding import describe_decision
@@ -35,7 +36,6 @@ from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.plan_files import PlanWithWeights
 from qconvert.train.augmentation import augment, is_image
-from qconvert.train.curve import TrainingCurve
 from qconvert.train.losses import OutputLoss, make_loss
 from qconvert.train.operators import require_operators
 from qconvert.train.trainable_graph import TrainableGraph
@@ -198,17 +198,17 @@ def _train(
     if checkpoint.is_file():
         training.load(checkpoint)
     else:
-        check(math.nan)
+        with torch.no_grad():
+            outputs = module(_to_device(batches[0], device))
+            check(float(loss(_to_device(teach(batches[0]), device), outputs)))
     total = 0.0
     while training.step < settings.steps:
         training.step += 1
         share = training.step / settings.steps
         scale = min(1.0, training.step / WARM_UP) * (1 + math.cos(math.pi * share)) / 2
         feeds = images.draw(training.generator)
-        expected = {name: torch.from_numpy(row) for name, row in teach(feeds).items()}
-        step_loss = _take_step(
-            training, loss, _to_device(feeds, device), _moved(expected, device), scale
-        )
+        expected = _to_device(teach(feeds), device)
+        step_loss = _take_step(training, loss, _to_device(feeds, device), expected, scale)
         if not math.isfinite(step_loss):
             candidate.progress(
                 Progress("train", "the loss is not finite: the best weights are kept")
@@ -302,12 +302,8 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _to_device(feeds: Tensors, device: torch.device) -> dict[str, Tensor]:
-    return _moved({name: torch.from_numpy(array) for name, array in feeds.items()}, device)
-
-
-def _moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+def _to_device(tensors: Tensors, device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array).to(device) for name, array in tensors.items()}
 
 
 def _decibels(noise_to_signal: float) -> float:
