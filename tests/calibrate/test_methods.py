@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qconvert.calibrate.methods import METHODS, find_method
+from qconvert.calibrate.methods import METHODS, _kl_divergences, find_method
 from qconvert.calibrate.summary import Summary
 from qconvert.core.errors import UsageError
 from qconvert.core.scales import Grid, Range
@@ -125,6 +125,15 @@ def test_entropy_range_has_the_least_divergence(shape: str) -> None:
         for exact, share in ((True, 0.03), (False, 0.04)):
             threshold = find_method("entropy")(summary_of(values, exact=exact), grid).max_abs
             assert np.abs(threshold / good - 1).min() <= share
+
+
+def test_entropy_of_bins_that_rounding_made_negative_is_a_number() -> None:
+    bins = np.full(2048, 8.0)
+    bins[:16] = 0.0
+    bins[15] = -4e-9
+    divergences = _kl_divergences(bins, np.arange(16, 2049), 16)
+    assert not np.isnan(divergences).any()
+    assert divergences[0] == np.inf
 
 
 def test_entropy_range_of_rectified_values_does_not_collapse() -> None:
