@@ -30,7 +30,7 @@ __all__ = ["GateFailed", "QConvertError", "Unavailable", "UsageError"]
 __all__ += ["Calibration", "Exported", "OpenEngine", "Packed", "Progress", "Quantized", "Report"]
 __all__ += ["Run", "SearchSummary"]
 __all__ += ["bench", "build", "calibrate", "evaluate", "export", "package", "quantize", "resume"]
-__all__ += ["open_engine", "open_run", "search"]
+__all__ += ["open_engine", "open_run", "search", "tune"]
 
 
 class _Package(ModuleType):

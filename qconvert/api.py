@@ -34,11 +34,12 @@ from qconvert.run.quantize import Quantized, QuantizeRequest
 from qconvert.run.run_folder import RunFolder
 from qconvert.run.search import SearchSummary
 from qconvert.run.targets import OpenEngine, Run, load_run
+from qconvert.run.tune import TuneRequest
 
 __all__ = ["Calibration", "Exported", "OpenEngine", "Packed", "Progress", "Quantized", "Report"]
 __all__ += ["Run", "SearchSummary"]
 __all__ += ["bench", "build", "calibrate", "evaluate", "export", "package", "quantize", "resume"]
-__all__ += ["open_engine", "open_run", "search"]
+__all__ += ["open_engine", "open_run", "search", "tune"]
 
 StrPath = str | os.PathLike[str]
 
@@ -79,6 +80,13 @@ class EngineArguments(EvaluateArguments, total=False):
 
     backends: Sequence[str]
     precisions: Sequence[str]
+
+
+class TuneArguments(EvaluateArguments, total=False):
+    """The backends whose engines are trained; `fresh` ignores cached results."""
+
+    backends: Sequence[str]
+    fresh: bool
 
 
 class BuildArguments(EngineArguments, ImageArguments, total=False):
@@ -138,6 +146,28 @@ def resume(run: StrPath, **options: Unpack[EngineArguments]) -> Run:
     context = _open_job(options, EngineArguments, folder.settings())
     call = _format_call("resume", run, options)
     report = build_job.build(context, folder.root, call, resumed=True)
+    return Run(folder.root.absolute(), report)
+
+
+def tune(
+    run: StrPath,
+    *,
+    images: StrPath | None = None,
+    count: int | None = None,
+    steps: int | None = None,
+    **options: Unpack[TuneArguments],
+) -> Run:
+    """Train the INT8 engines of a run to give the outputs of FP32, and build them again.
+
+    It trains on `images` without labels, by default on those of the calibration, for `steps`
+    (1000); an engine changes only if its outputs come nearer. Other options: `eval`, `labels`,
+    `task`, `decode`, `metric`, `backends`, `fresh`, `settings`, `config`. This needs PyTorch.
+    """
+    folder = RunFolder(Path(run))
+    context = _open_job(options, TuneArguments, folder.settings())
+    call = _format_call("tune", run, {"images": images, "steps": steps, **options})
+    request = TuneRequest(_optional_path(images), count, steps)
+    report = build_job.build(context, folder.root, call, resumed=True, tuning=request)
     return Run(folder.root.absolute(), report)
 
 

@@ -11,6 +11,7 @@ from qconvert.cli.error_boundary import flush_stdout, open_standard_streams, run
 COMMANDS = {
     "demo": ("build", "See a whole build on a network that comes with qconvert."),
     "build": ("build", "Build engines of a model, time and evaluate them, in one report."),
+    "tune": ("build", "Train the INT8 engines of a run to give the outputs of FP32."),
     "bench": ("engines", "Time engines side by side."),
     "evaluate": ("engines", "Compare the outputs of engines with FP32, and with labels."),
     "report": ("engines", "Show the report of a run as text, HTML, Markdown or JSON."),

@@ -1,4 +1,4 @@
-"""`qconvert build` and `qconvert demo`, which builds engines of a network of its own."""
+"""`qconvert build`, `tune`, which trains engines, and `demo`, which builds those of its network."""
 
 import shlex
 import sys
@@ -48,6 +48,7 @@ def build_command(model: str | None, output: Path | None, run: Path | None, **ch
     """
     from qconvert.run import run_folder
     from qconvert.run.build import build
+    from qconvert.run.training import TRAIN, require_torch
     from qconvert.run.variants import choose_variants
 
     if run is not None and output is not None:
@@ -66,9 +67,12 @@ def build_command(model: str | None, output: Path | None, run: Path | None, **ch
     else:
         run_folder.require_inputs_exist(config)
         run_folder.require_usable_folder(out, config)
+    require_torch(config.quantize)
     choice = choose_variants(config.build, plan_only=True)
     console.write(f"model     {config.model}")
     console.write(f"calibrate {config.calibration.images or 'no images'}")
+    if config.quantize.effort == TRAIN:
+        console.write(f"train     {config.quantize.training_steps} steps for each INT8 engine")
     for variant in choice.variants:
         backend = choice.available[variant.backend]
         state = "runs here" if backend.runs else backend.reason
@@ -76,6 +80,53 @@ def build_command(model: str | None, output: Path | None, run: Path | None, **ch
     console.write(f"evaluate  {config.evaluate.images or 'no images'}")
     console.write(f"write     {out}")
     console.note(*choice.notes)
+
+
+@options.command(
+    "qconvert tune runs/model",
+    "qconvert tune runs/model --images photos/ --count 2000 --training-steps 4000",
+)
+@click.argument("run", type=options.PATH)
+@click.option(
+    "--images",
+    type=options.PATH,
+    metavar="PATH",
+    help="Images to train on; no labels are needed (default: the calibration images).",
+)
+@options.count("--count", "Train on at most N images (default: as many as were calibrated on).")
+@options.count("--training-steps", "Steps of training, of 4 images each (default: as in the run).")
+@click.option(
+    cls=options.SettingOption,
+    paths=["build.backends"],
+    help="Backends whose engines are trained (default: those of the run).",
+)
+@options.eval_options
+@options.bench_options
+@options.gate_options
+@options.flag("--fresh", "Ignore cached results.")
+@options.flag("--dry-run", "Print what would be done without changing anything.")
+@options.common_options
+def tune_command(run: Path, **chosen: Any) -> None:
+    """Train the INT8 engines of RUN to give the outputs of FP32, and build them again.
+
+    Weights, biases and ranges of the quantized graph are trained together, on images without
+    labels, from where the run is; this needs PyTorch. An engine changes only if its outputs come
+    nearer to those of FP32 on images that nothing was trained on. Then everything is timed and
+    evaluated again, and the report tells before and after. Run the same command again to resume
+    an interrupted training. Exit code 1 means that a gate failed.
+    """
+    from qconvert.run.build import build
+    from qconvert.run.tune import TuneRequest, preview_tuning
+
+    request = TuneRequest(*(chosen.pop(name) for name in ("images", "count", "training_steps")))
+    context = options.open_job(None, chosen, run)
+    if chosen["dry_run"]:
+        console.write(*preview_tuning(run, request, context))
+        return
+    typed = sanitize_text(shlex.join(["qconvert", *sys.argv[1:]]))
+    extent = {"workers": chosen["workers"], "tuning": request}
+    report = build(context, run, typed, resumed=True, **extent)
+    console.finish(report, as_json=chosen["as_json"], page=run / "report.html")
 
 
 @options.command("qconvert demo", "qconvert demo --task detect --json -o demo")

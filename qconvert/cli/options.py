@@ -182,6 +182,7 @@ quantize_options = setting_options(
     "quantize",
     "method",
     "effort",
+    "training-steps",
     "exclude",
     "only",
     "keep",

@@ -154,8 +154,14 @@ class QuantizeConfig(StrictTable):
         "--method NAME",
         "auto; mse with effort none or quick",
     )
-    effort: Literal["none", "quick", "default", "thorough"] = setting(
-        "default", "Time spent on learned rounding and biases; none: round to nearest", "--effort"
+    effort: Literal["none", "quick", "default", "thorough", "train"] = setting(
+        "default",
+        "Time spent on learned rounding and biases; none: round to nearest; train: as default, "
+        "then train the quantized graph, with PyTorch",
+        "--effort",
+    )
+    training_steps: PositiveInt = setting(
+        1000, "Steps of training, of 4 images each", "--training-steps N"
     )
     weight_scales: Literal["mse", "minmax"] = setting("mse", "How the scales of weights are chosen")
     weight_bits: Annotated[int, Limits(le=8), Check(check_bits)] = setting(

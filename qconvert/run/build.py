@@ -16,9 +16,16 @@ from qconvert.run.compare import add_changed_images, analyze_errors
 from qconvert.run.context import JobContext, RunContext, fitted_preprocessing, open_evaluation_set
 from qconvert.run.evaluate import measure_chain, score_engines
 from qconvert.run.prediction_runs import PredictionRuns
-from qconvert.run.report_files import RunResults, build_report, merge_with_previous, write_report
+from qconvert.run.report_files import (
+    RunResults,
+    build_report,
+    merge_with_previous,
+    previous_report,
+    write_report,
+)
 from qconvert.run.run_folder import ENGINE_FILE
 from qconvert.run.search import add_mixed_variants
+from qconvert.run.tune import TuneRequest, describe_changes, tune_plans
 from qconvert.run.variants import BuildInputs
 
 
@@ -30,10 +37,12 @@ def build(
     resumed: bool = False,
     plan_only: bool = False,
     workers: int | None = None,
+    tuning: TuneRequest | None = None,
 ) -> Report:
     """Build and measure all engines, write everything to the run folder, and return the report.
 
-    `command` is what the user typed; with `plan_only` the graphs are made, but no engines.
+    `command` is what the user typed; with `plan_only` the graphs are made, but no engines. With
+    `tuning` the plans of a resumed run are trained before.
     """
     config, seconds = job.config, dict[str, float]()
     if not resumed:
@@ -53,6 +62,10 @@ def build(
         # A run resumed on another machine does not need the evaluation images.
         is_missing = resumed and images is not None and not images.exists()
         evaluation = None if is_missing else open_evaluation_set(source, context, workers)
+        before = previous_report(folder)
+        if tuning is not None:
+            with _timed(seconds, "train"):
+                inputs = tune_plans(chosen.variants, inputs, tuning, evaluation, context)
         with _timed(seconds, "search"):
             chosen, inputs, mixes = add_mixed_variants(chosen, inputs, evaluation, context)
         with _timed(seconds, "quantize"):
@@ -72,6 +85,8 @@ def build(
             results = _build_and_measure(results, inputs, context, seconds)
         preprocess = fitted_preprocessing(source, config.preprocess)
         report = build_report(results, context, command, preprocess)
+        changes = describe_changes(before, report, inputs.trained)
+        report = replace(report, run_notes=(*report.run_notes, *changes))
         report = merge_with_previous(report, folder)
         # Where nothing was measured, no limit can fail.
         only_planned = any(variant.engine is None for variant in report.variants)

@@ -44,6 +44,7 @@ from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, with_preprocessing
 from qconvert.run.export import load_and_clean
 from qconvert.run.run_folder import require_output_file
+from qconvert.run.training import BEFORE_TRAINING, TRAIN, require_torch, require_trainable, train
 from qconvert.sources import LoadedModel
 
 # The first opset in which every operator of a network supports bfloat16.
@@ -119,6 +120,7 @@ def quantize(context: JobContext, request: QuantizeRequest) -> Quantized:
         rest = saved.plan.rest
     elif request.precision == "int8":
         placement.require_quantizable(place_layers(loaded.model, settings, requirements))
+        require_trainable(loaded, context)
     variant = EngineVariant(request.backend, request.precision)
     spec = QuantizeSpec(variant, rest, saved, request.keep_io)
     calibration = None
@@ -303,6 +305,7 @@ def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
             )
         return
     require_portable_has_effect(settings, [request.backend])
+    require_torch(settings)
     if settings.rest is not None and settings.rest not in requirements.rests:
         raise UsageError(
             f"beside INT8 `{request.backend}` computes in {' or '.join(requirements.rests)}, "
@@ -341,6 +344,7 @@ def _require_matching_plan(plan: Plan, settings: QuantizeConfig, request: Quanti
         "--activation-bits": settings.activation_bits != QuantizeConfig().activation_bits,
         "--portable": settings.portable is True and not plan.portable,
         "--no-portable": settings.portable is False and plan.portable,
+        "--effort train": settings.effort == TRAIN,
     }
     if option := next((name for name, is_set in options.items() if is_set), ""):
         raise UsageError(
@@ -356,9 +360,10 @@ def _node_options(settings: QuantizeConfig) -> dict[str, bool]:
 def _make_plan(
     loaded: LoadedModel, calibration: CalibrationSet, spec: QuantizeSpec, context: JobContext
 ) -> tuple[QuantizedModel, CalibrationSet]:
-    """Select a plan and learn its rounding; return both, and the calibration that the plan fits."""
+    """Select a plan and learn its weights; return both, and the calibration that the plan fits."""
     settings = context.config.quantize
-    effort = EFFORTS[settings.effort]
+    name = BEFORE_TRAINING if settings.effort == TRAIN else settings.effort
+    effort = EFFORTS[name]
     scheme = scheme_for(settings, backends.requirements(spec.variant.backend))
     selection = placement.Selection(settings.exclude, settings.only, settings.keep)
     method, weights = settings.method or effort.method, settings.weight_scales
@@ -375,12 +380,15 @@ def _make_plan(
         again = measure_calibration_set(equalized, context)
         changed = replace(original, loaded=equalized, calibration=again, factors=factors)
         candidate = choose_equalization(original, changed)
-    plan, tried = select_plan(original, candidate, method, settings.effort)
+    plan, tried = select_plan(original, candidate, method, name)
     original = replace(original, calibration=candidate.calibration)
-    plan, kept_notes = keep_sensitive_blocks(plan, original, settings.effort, context.cache)
-    learned, learned_notes = learn_rounding(plan, original, settings.effort, context.cache)
-    notes = (*candidate.notes, *kept_notes, *learned_notes)
-    result = QuantizedModel(loaded.model, learned.plan, learned.weights, {}, tried, notes)
+    plan, kept_notes = keep_sensitive_blocks(plan, original, name, context.cache)
+    saved, learned_notes = learn_rounding(plan, original, name, context.cache)
+    notes, curve = (*candidate.notes, *kept_notes, *learned_notes), None
+    if settings.effort == TRAIN:
+        trained = train(saved, original, settings.training_steps, context.cache)
+        saved, notes, curve = trained.saved, (*notes, *trained.notes), trained.curve
+    result = QuantizedModel(loaded.model, saved.plan, saved.weights, {}, tried, notes, curve)
     return result, candidate.calibration
 
 

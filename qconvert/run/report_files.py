@@ -220,7 +220,8 @@ def merge_with_previous(new: Report, run: RunFolder) -> Report:
             row = replace(rebuilt[name], notes=notes)
             if reuse_accuracy and before.accuracy is not None:
                 row = with_measurement(row, "accuracy", before.accuracy)
-            if before.training is not None and row.training is None:
+            # The weights are still those of that training.
+            if before.training is not None and not (row.training and row.training.kept):
                 row = replace(row, training=before.training)
             if before.layers and not row.layers:
                 row = with_measurement(row, "layers", before.layers)

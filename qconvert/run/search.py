@@ -53,6 +53,7 @@ from qconvert.run.context import (
 )
 from qconvert.run.quantize import QuantizeRequest, preview_layers, scheme_for
 from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT
+from qconvert.run.training import TRAIN
 from qconvert.run.variants import BuildInputs, ChosenVariants, engine_settings, make_graph
 from qconvert.tasks.reading import Reading, TaskRequest, choose_reading, padded_frames
 
@@ -434,10 +435,13 @@ def preview_search(context: JobContext) -> list[str]:
     available = chosen.available[variant.backend]
     has_profile = variant.backend == "cpu" and available.runs and config.search.by_latency
     times = ["times     operators in INT8 and in float, then sets of blocks"] if has_profile else []
+    trains, steps = config.quantize.effort == TRAIN, config.quantize.training_steps
+    training = [f"train     {steps} steps"] if trains else []
     return [
         f"model     {config.model}",
         f"backend   {variant.backend}: {'runs here' if available.runs else available.reason}",
         f"calibrate {config.calibration.images or 'no images'}",
+        *training,
         f"blocks    {min(weighted, MAX_BLOCKS)}, of {weighted} operators with weights in INT8",
         *times,
         f"budget    {config.search.budget:g} points",

@@ -43,6 +43,7 @@ from qconvert.run.run_folder import (
     RunFolder,
 )
 from qconvert.run.targets import read_engine
+from qconvert.run.training import TrainedPlan, require_torch, require_trainable
 from qconvert.sources import LoadedModel
 
 # The default backend is the first of these that runs here.
@@ -61,11 +62,15 @@ class ChosenVariants:
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """The inputs of all graphs of a run; `plans` are those that the run already has."""
+    """The inputs of all graphs of a run; `plans` are those that the run already has.
+
+    `trained` are those plans that were trained further, with notes and the curve of the training.
+    """
 
     loaded: LoadedModel
     calibration: CalibrationSet | None
     plans: Mapping[str, plan_files.PlanWithWeights] = field(default_factory=dict)
+    trained: Mapping[str, TrainedPlan] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ def prepare_inputs(
     config, folder = context.config, context.folder
     if quantized := [variant.backend for variant in variants if variant.is_quantized]:
         require_portable_has_effect(config.quantize, quantized)
+        require_torch(config.quantize)
     loaded = with_preprocessing(load_and_clean(context), config.preprocess)
     if folder.model.is_file() and folder.has_results():
         earlier = onnx_io.fingerprint(onnx_io.load(folder.model))
@@ -126,6 +132,8 @@ def prepare_inputs(
         if variant.is_quantized:
             requirements = backends.requirements(variant.backend)
             require_quantizable(place_layers(loaded.model, config.quantize, requirements))
+    if quantized:
+        require_trainable(loaded, context)
     for variant in variants if building else ():  # planning needs no builder
         _require_readable_graph(variant, loaded.path, context)
     onnx_io.save(loaded.model, folder.model)
@@ -164,6 +172,9 @@ def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> Bui
         file.parent.name: plan_files.load_plan(file)
         for file in folder.root.glob(f"{ENGINES}/*/{PLAN_FILE}")
     }
+    if any(variant.is_quantized and variant.name not in plans for variant in variants):
+        require_torch(config.quantize)
+        require_trainable(loaded, context)
     if not folder.calibration.is_file():
         _require_ranges(variants, plans)
         return BuildInputs(loaded, None, plans)
@@ -229,7 +240,10 @@ def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext)
     plan = plan_files.read_plan(plan_file) if plan_file.is_file() else None
     record = json.loads((entry / GRAPH_RECORD).read_text(encoding="utf-8"))
     curve = CURVE.load(entry) if (entry / CURVE.file).is_file() else None
-    return VariantGraph(entry, plan, tuple(record["notes"]), curve)
+    notes = tuple(record["notes"])
+    if (trained := inputs.trained.get(variant.name)) is not None:
+        return VariantGraph(entry, plan, (*notes, *trained.notes), trained.curve)
+    return VariantGraph(entry, plan, notes, curve)
 
 
 def engine_settings(context: JobContext, backend: str) -> dict[str, str | int | bool]:
