@@ -174,7 +174,7 @@ def _show_model(model: str, export: ExportConfig, chosen: dict[str, Any]) -> Non
             rows.append([operator.op, str(operator.nodes), *counts, share])
     console.write_table(TextTable(columns, rows))
     if summary.quantized:
-        console.write("\nalready quantized: it contains Q/DQ nodes, which qconvert keeps unchanged")
+        console.write("\nalready quantized: `build` and `quantize` read its Q/DQ nodes as a plan")
 
 
 def _count(number: int | None) -> str:

@@ -201,7 +201,8 @@ def quantize_command(model: str | None, output: Path | None, **chosen: Any) -> N
 
     INT8 is written as QuantizeLinear and DequantizeLinear nodes where the backend uses them, with
     weights as integers; FP16 and BF16 are written as tensor types. Ranges come from --images or
-    from a calibration file. The table shows what was quantized, and why the rest was not.
+    from a calibration file; a model that was trained quantized has its own. The table shows what
+    was quantized, and why the rest was not.
     """
     from qconvert.quantize.plan_files import PlanWithWeights, save_plan
     from qconvert.run.quantize import QuantizeRequest, preview_layers, quantize

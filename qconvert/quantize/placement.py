@@ -207,12 +207,15 @@ def _settle(layers: dict[ir.Node, LayerPlan], scheme: Scheme) -> dict[str, Layer
     Needs depend on other nodes, so this repeats until nothing changes. It ends with the largest
     set of quantized nodes, because the loss of one never meets the need of another.
     """
+    rules = scheme.rules_by_operator
     quantized = {node for node, layer in layers.items() if not layer.left}
     changed = True
     while changed:
         changed = False
         for node, layer in layers.items():
-            needs = () if layer.left else scheme.rules_by_operator[node.op_type].needs
+            # The plan of a training may quantize an operator that has no rule.
+            has_needs = not layer.left and node.op_type in rules
+            needs = rules[node.op_type].needs if has_needs else ()
             if reason := next(filter(None, (need(node, quantized) for need in needs)), ""):
                 layers[node] = LayerPlan(node.op_type, left=reason)
                 quantized.remove(node)
@@ -220,7 +223,7 @@ def _settle(layers: dict[ir.Node, LayerPlan], scheme: Scheme) -> dict[str, Layer
     return {
         node.name or "": layer
         for node, layer in layers.items()
-        if not layer.left or scheme.rules_by_operator[node.op_type].computes
+        if not layer.left or (node.op_type in rules and rules[node.op_type].computes)
     }
 
 

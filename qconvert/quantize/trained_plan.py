@@ -12,8 +12,10 @@ from qconvert.core.scales import FloatArray, Range, round_scale_up
 from qconvert.graph import patterns
 from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision, RoundedWeight
 from qconvert.quantize.plan_files import PlanWithWeights, weights_digest
+from qconvert.quantize.qdq_moves import is_on_grid
+from qconvert.quantize.qdq_reading import Quantizer
 from qconvert.quantize.scheme import Scheme, linear_layer
-from qconvert.quantize.trained_qdq import MAX_DETAILS, Quantizer, TrainedModel, is_on_grid
+from qconvert.quantize.trained_qdq import MAX_DETAILS, TrainedModel
 
 METHOD = "training"
 LEFT_IN_FLOAT = "its training left it in float"
@@ -48,6 +50,7 @@ def make_trained_plan(
         layers=layers,
         tensors=ranges,
         rest=rest,
+        portable=scheme.portable,
         learned=weights_digest(weights),
     )
     return PlanWithWeights(plan, weights)
@@ -64,9 +67,7 @@ def _layers(trained: TrainedModel) -> dict[str, LayerPlan]:
             weight = linear_layer(node).weight
             layers[name] = LayerPlan(node.op_type, slots, weight, name in trained.outputs)
         elif slots or name in trained.outputs:
-            float_weight = is_weighted and patterns.constant_array(node.inputs[1]) is not None
-            note = remark or ("its weight is float" if float_weight else "")
-            layers[name] = LayerPlan(node.op_type, slots, output=name in trained.outputs, note=note)
+            layers[name] = LayerPlan(node.op_type, slots, output=name in trained.outputs)
         elif is_weighted:
             layers[name] = LayerPlan(node.op_type, left=remark or LEFT_IN_FLOAT)
     return layers
@@ -163,3 +164,60 @@ def _with_scales_of(weight: RoundedWeight, axis: int, rest: RestPrecision) -> Ro
         shape = [-1 if index == axis else 1 for index in range(integers.ndim)]
         integers = np.rint(integers * (weight.steps / steps).reshape(shape)).astype(np.int8)
     return RoundedWeight(integers, round_scale_up(steps.astype(np.float64), rest), None)
+
+
+def describe_repairs(trained: TrainedModel) -> str:
+    """Return how many quantizers were read, and what was written in another way."""
+    repairs = trained.repairs.items()
+    kinds = ", ".join(f"{count} {kind}" for kind, count in repairs) or "none"
+    return f"quantized by its training: {trained.quantizers} quantizers read, repaired: {kinds}"
+
+
+def describe_training(trained: TrainedModel, saved: PlanWithWeights) -> tuple[str, ...]:
+    """Return what to know of a plan that comes from a training."""
+    plan, notes = saved.plan, [describe_repairs(trained)]
+    signed = plan.activations.signed
+    shifted = sum(quantizer.signed != signed for quantizer in trained.tensors.values())
+    if shifted:
+        kind = "int8" if signed else "uint8"
+        notes.append(f"{shifted} activations are written as {kind}: the same grid in another type")
+    if trained.remarks:
+        (name, reason), *others = trained.remarks.items()
+        more = f"; so are {len(others)} more" if others else ""
+        notes.append(f"`{name}` is computed in float: {reason}{more}")
+    if plan.portable:
+        notes.append("`--portable` limits pairs of weights: they differ from those of the training")
+    if plan.integer_bias:
+        notes += _describe_cpu(trained, saved)
+    return tuple(notes)
+
+
+def _describe_cpu(trained: TrainedModel, saved: PlanWithWeights) -> Iterator[str]:
+    """Yield what keeps ONNX Runtime from computing layers in integers, or them from being exact."""
+    nodes = {node.name: node for node in trained.model.graph}
+    unquantized = [
+        name
+        for name in saved.weights
+        if nodes[name].op_type == "Conv" and not _is_quantized(nodes[name].outputs[0], saved.plan)
+    ]
+    if unquantized:
+        yield (
+            f"{len(unquantized)} convolutions, as `{unquantized[0]}`, have no quantizer behind "
+            "them: ONNX Runtime computes those in float. Train with a quantizer behind each "
+            "convolution, or behind its activation"
+        )
+    smallest = sum(int((weight.integers == -128).sum()) for weight in saved.weights.values())
+    if smallest:
+        yield (
+            f"{smallest} weights are -128: sums of two such products can overflow on ARM CPUs. "
+            "Train with weights from -127 to 127"
+        )
+
+
+def _is_quantized(value: ir.Value, plan: Plan) -> bool:
+    """Whether a quantizer reads a tensor, or the activation that is fused with its producer."""
+    if value.name in plan.tensors:
+        return True
+    reader = patterns.only_reader(value)
+    fused = reader is not None and reader.op_type in patterns.FUSIBLE_ACTIVATIONS
+    return fused and reader is not None and reader.outputs[0].name in plan.tensors

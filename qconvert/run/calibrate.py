@@ -51,7 +51,7 @@ from qconvert.run.context import (
     fitted_preprocessing,
     open_calibration_images,
 )
-from qconvert.run.export import load_and_clean
+from qconvert.run.quantized_source import load_float
 from qconvert.run.run_folder import require_output_file
 from qconvert.sources import LoadedModel
 
@@ -82,7 +82,7 @@ def calibrate(
 ) -> Calibration:
     """Calibrate the model of the settings and save the result; `shard` is (i, n), i from 1 to n."""
     require_output_file(out, Path(str(context.config.model)))
-    loaded = load_and_clean(context)
+    loaded = load_float(context, quantizing=False).loaded
     end = start_step(context.progress, "calibrate", "listing images")
     inputs = prepare_calibration(loaded, context, _threads(workers))
     part = shard_range(len(inputs.images.names), shard)

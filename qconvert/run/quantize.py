@@ -42,7 +42,7 @@ from qconvert.quantize.saturation import PairSums, describe_saturation, find_sat
 from qconvert.quantize.scheme import Scheme
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, with_preprocessing
-from qconvert.run.export import load_and_clean
+from qconvert.run.quantized_source import FloatModel, load_float, plan_of_training
 from qconvert.run.run_folder import require_output_file
 from qconvert.run.training import BEFORE_TRAINING, TRAIN, require_torch, require_trainable, train
 from qconvert.sources import LoadedModel
@@ -67,12 +67,16 @@ class QuantizeRequest:
 
 @dataclass(frozen=True)
 class QuantizeSpec:
-    """What to convert a model to: INT8 by the `saved` plan or a new one, and beside it `rest`."""
+    """What to convert a model to: INT8 by the `saved` plan or a new one, and beside it `rest`.
+
+    `notes` say where a saved plan comes from.
+    """
 
     variant: EngineVariant
     rest: RestPrecision
     saved: plan_files.PlanWithWeights | None = None
     keep_io: bool = True
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,25 +108,10 @@ def quantize(context: JobContext, request: QuantizeRequest) -> Quantized:
     """Convert the model of the settings for a backend, and write it."""
     config, out = context.config, request.out
     _require_supported(context, request)
-    has_ranges = config.calibration.images or request.calibration or request.plan
-    if request.precision == "int8" and not has_ranges:
-        raise UsageError(
-            "INT8 needs the value range of every tensor",
-            hint="measure them on images: `--images PATH`, or give `--calibration FILE`",
-        )
     require_output_file(out)
-    loaded = load_and_clean(context)
-    requirements, settings = backends.requirements(request.backend), config.quantize
-    rest, saved = FLOAT.get(request.precision) or settings.rest or "fp32", None
-    if request.plan is not None:
-        saved = plan_files.load_plan(request.plan)
-        _require_matching_plan(saved.plan, settings, request)
-        rest = saved.plan.rest
-    elif request.precision == "int8":
-        placement.require_quantizable(place_layers(loaded.model, settings, requirements))
-        require_trainable(loaded, context)
-    variant = EngineVariant(request.backend, request.precision)
-    spec = QuantizeSpec(variant, rest, saved, request.keep_io)
+    source = load_float(context, quantizing=request.precision == "int8")
+    loaded, requirements = source.loaded, backends.requirements(request.backend)
+    spec = _make_spec(source, request, context)
     calibration = None
     if request.calibration is not None:
         calibration = load_calibration_set(loaded, context, request.calibration)
@@ -143,6 +132,32 @@ def quantize(context: JobContext, request: QuantizeRequest) -> Quantized:
     return Quantized(loaded, result, (*notes, *result.notes))
 
 
+def _make_spec(source: FloatModel, request: QuantizeRequest, context: JobContext) -> QuantizeSpec:
+    """Return what to convert to; raise for INT8 without ranges, and with nothing to quantize."""
+    config = context.config
+    settings, variant = config.quantize, EngineVariant(request.backend, request.precision)
+    rest = FLOAT.get(request.precision) or settings.rest or "fp32"
+    spec = QuantizeSpec(variant, rest, keep_io=request.keep_io)
+    if request.plan is not None:
+        saved = plan_files.load_plan(request.plan)
+        _require_matching_plan(saved.plan, settings, request)
+        return replace(spec, rest=saved.plan.rest, saved=saved)
+    if request.precision != "int8":
+        return spec
+    if source.trained is not None:
+        trained = plan_of_training(source.trained, request.backend, rest, settings)
+        return replace(spec, saved=trained.saved, notes=trained.notes)
+    if not (config.calibration.images or request.calibration):
+        raise UsageError(
+            "INT8 needs the value range of every tensor",
+            hint="measure them on images: `--images PATH`, or give `--calibration FILE`",
+        )
+    requirements = backends.requirements(request.backend)
+    placement.require_quantizable(place_layers(source.loaded.model, settings, requirements))
+    require_trainable(source.loaded, context)
+    return spec
+
+
 def preview_layers(context: JobContext, request: QuantizeRequest) -> dict[str, LayerPlan]:
     """Return how the scheme of a backend would quantize each node, without any image."""
     requirements = backends.requirements(request.backend)
@@ -152,7 +167,10 @@ def preview_layers(context: JobContext, request: QuantizeRequest) -> dict[str, L
             f"{request.precision} converts every node, so there is no plan",
             hint="show a plan with `--precision int8`",
         )
-    return place_layers(load_and_clean(context).model, context.config.quantize, requirements)
+    source, settings = load_float(context, quantizing=True), context.config.quantize
+    if source.trained is not None:
+        return plan_of_training(source.trained, request.backend, "fp32", settings).saved.plan.layers
+    return place_layers(source.loaded.model, settings, requirements)
 
 
 @dataclass(frozen=True)
@@ -220,7 +238,8 @@ def convert_precision(
     result, rest = QuantizedModel(loaded.model), spec.rest
     if spec.variant.is_quantized and spec.saved is not None:
         saved_plan = replace(spec.saved.plan, rest=rest)
-        result = QuantizedModel(loaded.model, saved_plan, spec.saved.weights)
+        weights = spec.saved.weights
+        result = QuantizedModel(loaded.model, saved_plan, weights, notes=spec.notes)
     elif spec.variant.is_quantized:
         assert calibration is not None
         result, calibration = _make_plan(loaded, calibration, spec, context)

@@ -23,16 +23,18 @@ from qconvert.measure.training_curve import TrainingCurve
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.quantize import plan_files
 from qconvert.quantize.placement import require_quantizable
-from qconvert.quantize.plan import Plan
+from qconvert.quantize.plan import Plan, RestPrecision
+from qconvert.quantize.trained_qdq import TrainedModel
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, RunContext, cache_key, with_preprocessing
-from qconvert.run.export import crash_check_once, load_and_clean
+from qconvert.run.export import crash_check_once
 from qconvert.run.quantize import (
     QuantizeSpec,
     convert_precision,
     place_layers,
     require_portable_has_effect,
 )
+from qconvert.run.quantized_source import load_float, plan_of_training
 from qconvert.run.run_folder import (
     ENGINE_FILE,
     ENGINES,
@@ -64,7 +66,7 @@ class ChosenVariants:
 class BuildInputs:
     """The inputs of all graphs of a run; `plans` are those that the run already has.
 
-    `trained` are those plans that were trained further, with notes and the curve of the training.
+    `trained` are those plans that come from a training, with notes and its curve if it ran here.
     """
 
     loaded: LoadedModel
@@ -122,24 +124,28 @@ def prepare_inputs(
     if quantized := [variant.backend for variant in variants if variant.is_quantized]:
         require_portable_has_effect(config.quantize, quantized)
         require_torch(config.quantize)
-    loaded = with_preprocessing(load_and_clean(context), config.preprocess)
+    source = load_float(context, quantizing=bool(quantized))
+    loaded = with_preprocessing(source.loaded, config.preprocess)
     if folder.model.is_file() and folder.has_results():
         earlier = onnx_io.fingerprint(onnx_io.load(folder.model))
         if earlier != onnx_io.fingerprint(loaded.model):
             raise UsageError(f"`{folder.root}` holds a run of another model", hint=OTHER_FOLDER)
     for variant in variants:
         _require_unedited_plan(folder.engine(variant.name) / PLAN_FILE, folder)
-        if variant.is_quantized:
+        if variant.is_quantized and source.trained is None:
             requirements = backends.requirements(variant.backend)
             require_quantizable(place_layers(loaded.model, config.quantize, requirements))
     if quantized:
         require_trainable(loaded, context)
     for variant in variants if building else ():  # planning needs no builder
         _require_readable_graph(variant, loaded.path, context)
+    inputs = BuildInputs(loaded, None)
+    if source.trained is not None:
+        inputs = _add_training(inputs, source.trained, quantized, context)
     onnx_io.save(loaded.model, folder.model)
     if config.calibration.images is None:
-        _require_ranges(variants, plans=())
-        return BuildInputs(loaded, None)
+        _require_ranges(variants, inputs.plans)
+        return inputs
     calibration = measure_calibration_set(loaded, context)
     full = calibration.full
     others = set(folder.engines()) - {variant.name for variant in variants}
@@ -157,7 +163,29 @@ def prepare_inputs(
     images = [full.origin.images[int(index)] for index in full.image_indices]
     entries = tuple(ImageEntry(image.name, image.sha256) for image in images)
     atomic.write_text(folder.calibration.with_name("images.txt"), sha256sum_text(entries))
-    return BuildInputs(loaded, calibration)
+    return replace(inputs, calibration=calibration)
+
+
+def _add_training(
+    inputs: BuildInputs, trained: TrainedModel, names: Sequence[str], context: RunContext
+) -> BuildInputs:
+    """Return the inputs with a plan of the training for each of these backends."""
+    settings, trained_plans = context.config.quantize, dict[str, TrainedPlan]()
+    for name in dict.fromkeys(names):
+        variant = EngineVariant(name, "int8")
+        rest = rest_precision(variant, context)
+        trained_plans[variant.name] = plan_of_training(trained, name, rest, settings)
+    plans = {name: row.saved for name, row in trained_plans.items()}
+    return replace(inputs, plans=plans, trained=trained_plans)
+
+
+def rest_precision(variant: EngineVariant, context: JobContext) -> RestPrecision:
+    """Return the precision of what a variant does not quantize."""
+    requirements = backends.requirements(variant.backend)
+    native_builder = engine_settings(context, variant.backend).get("builder") == "native"
+    if not (requirements.strongly_typed or native_builder):
+        return "fp32"  # the builder is told the precision by flags
+    return FLOAT.get(variant.precision) or context.config.quantize.rest or requirements.default_rest
 
 
 def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> BuildInputs:
@@ -192,13 +220,9 @@ def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> Bui
 def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext) -> VariantGraph:
     """Return the graph of a variant; cached."""
     end = start_step(context.progress, "quantize")
-    model, calibration, settings = inputs.loaded.model, inputs.calibration, context.config.quantize
-    requirements = backends.requirements(variant.backend)
-    native_builder = engine_settings(context, variant.backend).get("builder") == "native"
-    rest = FLOAT.get(variant.precision) or settings.rest or requirements.default_rest
-    if not (requirements.strongly_typed or native_builder):
-        rest = "fp32"  # the builder is told the precision by flags
-    saved, scheme = inputs.plans.get(variant.name), requirements.scheme
+    model, calibration = inputs.loaded.model, inputs.calibration
+    rest, scheme = rest_precision(variant, context), backends.requirements(variant.backend).scheme
+    saved = inputs.plans.get(variant.name)
     is_new = variant.is_quantized and saved is None
     spec = QuantizeSpec(variant, rest, saved)
 

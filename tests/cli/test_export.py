@@ -146,7 +146,7 @@ def test_quantized_model_is_exported_unchanged_with_a_note(
     write(from_text(QUANTIZED, w=weight), tmp_path / "qat.onnx")
     outcome = qconvert("export", "qat.onnx", "-o", "out.onnx", "--json")
     assert "note: this model contains Q/DQ nodes; they are kept unchanged" in outcome.err
-    assert "note: constants skipped: the model is already" in outcome.err
+    assert "note: simplify skipped: the model is already" in outcome.err
     assert json.loads(outcome.out)["quantized"] is True
     shown = qconvert("inspect", "out.onnx")
     assert "already quantized" in shown.out

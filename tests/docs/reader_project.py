@@ -28,6 +28,7 @@ batch-sizes = [1]
 backends = ["cpu"]
 """
 BUILD = "qconvert build model.onnx --images calib_data/ --eval val/ -o runs/model"
+QUANTIZE = "qconvert quantize model.onnx --images calib_data/ --backend tensorrt -o qat.onnx"
 FACTORY = """from torch import nn
 
 
@@ -82,12 +83,13 @@ def write_embedder(file: Path) -> None:
 
 
 def build_run(folder: Path) -> None:
-    """Build `runs/model`, which many pages use."""
+    """Build `runs/model`, which many pages use, and a Q/DQ file as a training writes it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("QCONVERT_CACHE_DIR", str(folder / ".cache"))
-        process = run_shell(BUILD, folder)
-    assert process.returncode == 0, process.stderr
+        for line in (BUILD, QUANTIZE):
+            process = run_shell(line, folder)
+            assert process.returncode == 0, process.stderr
 
 
 def write_settings(folder: Path) -> None:
