@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -13,7 +13,9 @@ import pydantic
 from qconvert.backends.cuda_runtime import BoundRun
 from qconvert.backends.system_probe import Installed
 from qconvert.core import onnx_io
+from qconvert.core.config import QuantizeConfig
 from qconvert.core.errors import QConvertError, UsageError, first_line
+from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors
 from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.scheme import Scheme
@@ -82,6 +84,20 @@ class BackendRequirements:
     strongly_typed: bool = True
     unsupported: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def scheme_for(settings: QuantizeConfig, requirements: BackendRequirements) -> Scheme:
+    """Return the scheme of a backend, as the settings change it."""
+    scheme = requirements.scheme
+    assert scheme is not None
+    # Other runtimes than the CPU's add products in 32 bits.
+    is_set = settings.portable is not None and scheme.integer_bias
+    portable = bool(settings.portable) if is_set else scheme.portable
+    activations = scheme.activations
+    if settings.activation_bits < 8:
+        activations = replace(activations, bits=settings.activation_bits)
+    weights = Grid(settings.weight_bits)
+    return replace(scheme, activations=activations, weights=weights, portable=portable)
 
 
 @dataclass(frozen=True)

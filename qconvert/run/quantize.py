@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qconvert import backends, sources
-from qconvert.backends.base import FLOAT, BackendRequirements, EngineVariant
+from qconvert.backends.base import FLOAT, BackendRequirements, EngineVariant, scheme_for
 from qconvert.backends.ort import open_cpu
 from qconvert.calibrate.calibration import Calibration
 from qconvert.core import onnx_io
@@ -18,7 +18,6 @@ from qconvert.core.cache import file_sha256
 from qconvert.core.config import QuantizeConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import megabytes, start_step
-from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors, batch_size, output_array, random_inputs
 from qconvert.graph.fp16.convert import HalfModel, HalfPrecision, convert_to_half
 from qconvert.graph.passes import upgrade_opset
@@ -39,7 +38,6 @@ from qconvert.quantize.low_bits import describe_low_bits
 from qconvert.quantize.placement import AUTO_METHOD, OUTPUT_ERROR_METHOD
 from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision, RoundedWeights
 from qconvert.quantize.saturation import PairSums, describe_saturation, find_saturation
-from qconvert.quantize.scheme import Scheme
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, with_preprocessing
 from qconvert.run.quantized_source import FloatModel, load_float, plan_of_training
@@ -194,20 +192,6 @@ def inspect_layers(context: JobContext, backend: str) -> Inspection:
         notes = describe_low_bits(model, plan) if plan is not None else ()
         return Inspection(layers, find_saturation(model) if is_integer else None, notes)
     return Inspection(preview_layers(context, QuantizeRequest(Path("model.onnx"), backend, "int8")))
-
-
-def scheme_for(settings: QuantizeConfig, requirements: BackendRequirements) -> Scheme:
-    """Return the scheme of a backend, as the settings change it."""
-    scheme = requirements.scheme
-    assert scheme is not None
-    # Other runtimes than the CPU's add products in 32 bits.
-    is_set = settings.portable is not None and scheme.integer_bias
-    portable = bool(settings.portable) if is_set else scheme.portable
-    activations = scheme.activations
-    if settings.activation_bits < 8:
-        activations = replace(activations, bits=settings.activation_bits)
-    weights = Grid(settings.weight_bits)
-    return replace(scheme, activations=activations, weights=weights, portable=portable)
 
 
 def require_portable_has_effect(settings: QuantizeConfig, names: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from qconvert import backends
-from qconvert.backends.base import Availability, Engine, EngineVariant
+from qconvert.backends.base import Availability, Engine, EngineVariant, scheme_for
 from qconvert.backends.ort import open_cpu
 from qconvert.core import atomic, onnx_io
 from qconvert.core.cache import JsonCodec
@@ -51,7 +51,7 @@ from qconvert.run.context import (
     own_code,
     task_request,
 )
-from qconvert.run.quantize import QuantizeRequest, preview_layers, scheme_for
+from qconvert.run.quantize import QuantizeRequest, preview_layers
 from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT
 from qconvert.run.training import TRAIN
 from qconvert.run.variants import BuildInputs, ChosenVariants, engine_settings, make_graph

@@ -12,7 +12,7 @@ from pathlib import Path
 from qconvert import backends, sources
 from qconvert.backends import system_probe
 from qconvert.backends.base import FLOAT, Availability, BuildSpec, Engine, EngineVariant, Profile
-from qconvert.calibrate.calibration import load_calibration, save_calibration
+from qconvert.calibrate.calibration import Calibration, load_calibration, save_calibration
 from qconvert.core import atomic, config_file, onnx_io
 from qconvert.core.cache import JsonCodec, file_sha256
 from qconvert.core.config import BuildConfig, ExportConfig
@@ -158,11 +158,7 @@ def prepare_inputs(
                 f"{', '.join(f'`{name}`' for name in names)}",
                 hint="rebuild those too, with `--precision`, or choose another folder: `-o RUN`",
             )
-    save_calibration(full, folder.calibration)
-    # The names and hashes of the images, in the format of sha256sum.
-    images = [full.origin.images[int(index)] for index in full.image_indices]
-    entries = tuple(ImageEntry(image.name, image.sha256) for image in images)
-    atomic.write_text(folder.calibration.with_name("images.txt"), sha256sum_text(entries))
+    _save_calibration(full, folder)
     return replace(inputs, calibration=calibration)
 
 
@@ -203,9 +199,14 @@ def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> Bui
     if any(variant.is_quantized and variant.name not in plans for variant in variants):
         require_torch(config.quantize)
         require_trainable(loaded, context)
-    if not folder.calibration.is_file():
+    if not folder.calibration.is_file() and config.calibration.images is None:
         _require_ranges(variants, plans)
         return BuildInputs(loaded, None, plans)
+    if not folder.calibration.is_file():
+        # A run of `train.finish` has a plan, and gets images only now.
+        calibration = measure_calibration_set(loaded, context)
+        _save_calibration(calibration.full, folder)
+        return BuildInputs(loaded, calibration, plans)
     calibration = load_calibration_set(loaded, context, folder.calibration, images_required=False)
     if calibration.images is None:
         images = config_file.absolute_paths(config).calibration.images
@@ -215,6 +216,14 @@ def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> Bui
                 hint="give their new location, or leave out `--images`",
             )
     return BuildInputs(loaded, calibration, plans)
+
+
+def _save_calibration(calibration: Calibration, folder: RunFolder) -> None:
+    """Write a calibration, and the names and hashes of its images in the format of sha256sum."""
+    save_calibration(calibration, folder.calibration)
+    images = [calibration.origin.images[int(index)] for index in calibration.image_indices]
+    entries = tuple(ImageEntry(image.name, image.sha256) for image in images)
+    atomic.write_text(folder.calibration.with_name("images.txt"), sha256sum_text(entries))
 
 
 def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext) -> VariantGraph:
