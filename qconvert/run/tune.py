@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qconvert import backends
-from qconvert.backends.base import EngineVariant
+from qconvert.backends.base import EngineVariant, scheme_for
 from qconvert.core.errors import UsageError
 from qconvert.images.listing import Images
 from qconvert.optimize.calibration_set import CalibrationSet
@@ -15,7 +15,6 @@ from qconvert.report import metrics
 from qconvert.report.model import Report
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, RunContext
-from qconvert.run.quantize import scheme_for
 from qconvert.run.run_folder import PLAN_FILE, RunFolder, require_same_settings
 from qconvert.run.training import (
     BEFORE_TRAINING,
