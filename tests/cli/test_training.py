@@ -15,7 +15,9 @@ import pytest
 
 import qconvert as package
 from qconvert.core import onnx_io
+from qconvert.core.progress import Progress
 from qconvert.quantize.plan_files import load_plan
+from tests import zoo
 from tests.conftest import Outcome, write
 from tests.image_files import draw_images
 from tests.models import TINY, floats, from_text, mixed
@@ -105,6 +107,34 @@ def test_api_tunes_as_the_command_does(qconvert: Command) -> None:
     row = next(row for row in run.report.variants if row.name == "cpu-int8")
     assert row.training is not None
     assert row.training.steps[-1] == 20
+
+
+@pytest.mark.slow
+def test_interrupted_tuning_leaves_the_run_as_it_was(qconvert: Command) -> None:
+    build(qconvert)
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step == "train" and progress.done == 15:
+            raise KeyboardInterrupt
+
+    settings = {"bench.seconds": 0.02}
+    with pytest.raises(KeyboardInterrupt):
+        package.tune("run", steps=20, settings=settings, progress=interrupt)
+    after = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert after == before
+    assert package.tune("run", steps=20, settings=settings).report.variants[1].training is not None
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_network_with_boxes_and_scores_is_trained(qconvert: Command) -> None:
+    write(zoo.net("detector"), Path("net.onnx"))
+    draw_images(Path("images"), 40, 64)
+    outcome = qconvert(*QUANTIZE, "--effort", "train", "--training-steps", "10")
+    assert outcome.code == 0, outcome.err
+    assert "training: 10 steps" in outcome.err
 
 
 @pytest.mark.slow
