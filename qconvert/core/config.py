@@ -161,7 +161,7 @@ class QuantizeConfig(StrictTable):
         "--effort",
     )
     training_steps: PositiveInt = setting(
-        1000, "Steps of training, of 4 images each", "--training-steps N"
+        2500, "Steps of training over all blocks, of 8 images each", "--training-steps N"
     )
     weight_scales: Literal["mse", "minmax"] = setting("mse", "How the scales of weights are chosen")
     weight_bits: Annotated[int, Limits(le=8), Check(check_bits)] = setting(

@@ -1,10 +1,14 @@
 """Train the Q/DQ graph of a plan to give the outputs of FP32, on the calibration images alone.
 
-No labels are needed: the float network is the teacher, on random views of the images. Training
-starts from learned rounding and changes weights, biases and steps together, with Adam and a cosine
-schedule. A few of the images are held out to choose the best moment; others, on which nothing was
-trained, decide whether the result is kept. ONNX Runtime computes both, on the graph that ships.
-The state is saved at every check, so that a run that was killed goes on there.
+No labels are needed: the float network gives the targets. Training starts from learned rounding and
+goes block by block (`blocks`), each on the outputs of the trained blocks before it: weights, biases
+and steps together, with Adam and a cosine schedule. A block keeps what it learned if its error
+falls on images held out from it. At the end other images, on which nothing was trained, decide
+whether the whole is kept; ONNX Runtime computes that, on the graph that ships. The state is saved
+behind every block, so that a run that was killed goes on there.
+
+Trained end to end instead, the gradient of a few images is so noisy that at 8 bits it undoes what
+rounding had learned.
 """
 
 import dataclasses
@@ -21,12 +25,12 @@ import torch
 from torch import Tensor
 
 from qconvert import __version__
-from qconvert.backends.ort import ORT_VERSION, open_cpu
+from qconvert.backends.ort import ORT_VERSION
 from qconvert.core import atomic
 from qconvert.core.cache import Cache
 from qconvert.core.errors import QConvertError
-from qconvert.core.progress import Progress, start_step
-from qconvert.core.tensors import Tensors
+from qconvert.core.progress import Progress, ProgressCallback, start_step
+from qconvert.core.tensors import Tensors, TensorSpec, batch_size
 from qconvert.measure.output_error import sqnr_from_powers
 from qconvert.measure.training_curve import TrainingCurve
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
@@ -36,67 +40,51 @@ from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.plan_files import PlanWithWeights
 from qconvert.train.augmentation import augment, is_image
-from qconvert.train.losses import OutputLoss, make_loss
+from qconvert.train.blocks import Block, find_blocks, float_plan, run_many, run_steps
+from qconvert.train.losses import OutputLoss, make_loss, make_tensor_loss
 from qconvert.train.operators import require_operators
 from qconvert.train.trainable_graph import TrainableGraph
 
-# Fewer images fit by heart; and of so many batches one is held out to choose the best moment.
+# Fewer images fit by heart; and of so many batches one is held out from every block.
 MIN_IMAGES, HOLDOUT_EVERY = 32, 5
-# Bytes of images and FP32 outputs in memory.
-MAX_IMAGE_BYTES = 400_000_000
-WARM_UP = 20
+# Bytes of activations at the widest place between blocks, of one of both networks.
+MAX_ACTIVATION_BYTES = 500_000_000
 CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The steps, the images of a step, and the learning rates of Adam.
+    """The steps over all blocks, the images of a step, and the learning rates of Adam.
 
     Weights move in steps of their grid, biases in deviations of the output of their layer, and
-    steps relative to themselves. A rate that is too high is never made good again.
+    steps relative to themselves.
     """
 
-    steps: int = 1000
-    batch: int = 4
-    weights: float = 0.003
-    biases: float = 1e-4
-    activation_steps: float = 2e-4
-    weight_steps: float = 0.0
-    check_every: int = 100
+    steps: int = 2500
+    batch: int = 8
+    weights: float = 0.0025
+    biases: float = 1.5e-4
+    activation_steps: float = 1.5e-4
+    weight_steps: float = 1e-4
     seed: int = 0
 
 
 @dataclass(eq=False)
 class _Training:
-    """The state of a training, on its way through the steps."""
+    """The state of a training, on its way through the blocks."""
 
     module: TrainableGraph
-    optimizer: torch.optim.Adam
-    rates: list[float]
     generator: torch.Generator
+    block: int = 0
     step: int = 0
     history: list[tuple[int, float, float]] = field(default_factory=list)
-    best_step: int = 0
-    best_error: float = math.inf
-    best: dict[str, Tensor] = field(default_factory=dict)
-
-    def remember(self, loss: float, error: float) -> None:
-        """Note a check, and the parameters if they are the best so far."""
-        self.history.append((self.step, loss, error))
-        if error < self.best_error:
-            self.best_step, self.best_error = self.step, error
-            self.best = {name: value.clone() for name, value in self.module.state_dict().items()}
 
     def save(self, file: Path) -> None:
-        """Write everything that the next step depends on."""
+        """Write everything that the next block depends on."""
         stored = {
             "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
-            **{
-                name: getattr(self, name) for name in ("step", "history", "best_step", "best_error")
-            },
-            "best": self.best,
+            **{name: getattr(self, name) for name in ("block", "step", "history")},
         }
         buffer = io.BytesIO()
         torch.save(stored, buffer)
@@ -106,10 +94,28 @@ class _Training:
         """Go on from where `save` was called."""
         stored = torch.load(file, weights_only=True)
         self.module.load_state_dict(stored["module"])
-        self.optimizer.load_state_dict(stored["optimizer"])
         self.generator.set_state(stored["generator"])
-        for name in ("step", "history", "best_step", "best_error", "best"):
+        for name in ("block", "step", "history"):
             setattr(self, name, stored[name])
+
+
+@dataclass(frozen=True, eq=False)
+class _BlockProblem:
+    """What a block reads, what it should compute, and how many of the rows it is trained on."""
+
+    block: Block
+    feeds: dict[str, Tensor]
+    expected: dict[str, Tensor]
+    loss: OutputLoss
+    trained: int
+    batch: int
+
+    def error(self, module: TrainableGraph) -> float:
+        """Return the loss on the images held out."""
+        held_out = {name: value[self.trained :] for name, value in self.feeds.items()}
+        outputs = run_many(module, self.block.steps, held_out, self.block, self.batch)
+        expected = {name: value[self.trained :] for name, value in self.expected.items()}
+        return float(self.loss(expected, outputs))
 
 
 def train_plan(
@@ -136,13 +142,13 @@ def train_plan(
     def make(entry: Path) -> None:
         with cache.resumable("train", key) as folder:
             trained, curve = _train(saved, candidate, settings, folder / CHECKPOINT)
-        holdout = list(candidate.calibration.holdout_batches(_count(candidate), _count(candidate)))
+        holdout = list(candidate.calibration.validation_batches())
         reference = run_reference(model, holdout)
         before, after = (
             candidate.compare(apply_plan(model, row.plan, row.weights), holdout, reference)
             for row in (saved, trained)
         )
-        accepted = curve.best_step > 0 and is_better(before, after, significantly=False)
+        accepted = is_better(before, after, significantly=False)
         note = f"training: {curve.steps[-1]} steps, {describe_decision(accepted, before, after)}"
         curve = dataclasses.replace(curve, kept=accepted)
         plan_files.save_plan(trained if accepted else saved, entry / "plan.json")
@@ -177,125 +183,141 @@ def require_trainable(candidate: Candidate) -> None:
 def _train(
     saved: PlanWithWeights, candidate: Candidate, settings: TrainingSettings, checkpoint: Path
 ) -> tuple[PlanWithWeights, TrainingCurve]:
-    """Train on most of the batches, and return the best moment by the others."""
+    """Train block after block, and return the plan with the course of its outputs."""
     model, device = candidate.loaded.model, _device()
-    batches = candidate.calibration.training_batches(_count(candidate))
+    module = TrainableGraph(model, saved.plan, saved.weights).to(device)
+    float_module = TrainableGraph(model, float_plan(saved.plan)).to(device)
+    first = _to_device(candidate.calibration.training_batches(1)[0], device)
+    blocks = find_blocks(module, float_module, first)
+    batches = candidate.calibration.training_batches(_count(float_module, blocks, first))
     held_out = batches[HOLDOUT_EVERY - 1 :: HOLDOUT_EVERY]
     batches = [row for index, row in enumerate(batches) if (index + 1) % HOLDOUT_EVERY]
+    training = _Training(module, torch.Generator().manual_seed(settings.seed))
+    views = _views(batches, candidate.loaded.source.inputs, training.generator)
+    trained = sum(batch_size(batch) for batch in (*batches, *views))
+    floats = quantized = _to_device(_concatenate([*batches, *views, *held_out]), device)
+    batch = candidate.calibration.fixed_batch or settings.batch
     reference = run_reference(model, held_out)
-    module = TrainableGraph(model, saved.plan, saved.weights).to(device)
-    training = _start(module, batches, settings)
-    loss = make_loss(run_reference(model, batches), device)
-    teach, images = open_cpu(model), _Views(candidate, batches, settings.batch)
 
-    def check(mean_loss: float) -> None:
-        row = module.to_plan() if training.step else saved
+    def check(loss: float) -> None:
+        row = module.to_plan()
         graph = apply_plan(model, row.plan, row.weights)
-        error = candidate.compare(graph, held_out, reference)
-        training.remember(mean_loss, error.noise_to_signal)
+        error = candidate.compare(graph, held_out, reference).noise_to_signal
+        training.history.append((training.step, loss, _decibels(error)))
         training.save(checkpoint)
 
+    deviations = module.output_deviations(first)
     if checkpoint.is_file():
         training.load(checkpoint)
-    else:
-        with torch.no_grad():
-            outputs = module(_to_device(batches[0], device))
-            check(float(loss(_to_device(teach(batches[0]), device), outputs)))
-    total = 0.0
-    while training.step < settings.steps:
-        training.step += 1
-        share = training.step / settings.steps
-        scale = min(1.0, training.step / WARM_UP) * (1 + math.cos(math.pi * share)) / 2
-        feeds = images.draw(training.generator)
-        expected = _to_device(teach(feeds), device)
-        step_loss = _take_step(training, loss, _to_device(feeds, device), expected, scale)
-        if not math.isfinite(step_loss):
-            candidate.progress(
-                Progress("train", "the loss is not finite: the best weights are kept")
-            )
-            break
-        total += step_loss
-        if training.step % settings.check_every == 0 or training.step == settings.steps:
-            check(total / settings.check_every)
-            total = 0.0
-        text = f"SQNR {_decibels(training.best_error):.2f} dB"
-        candidate.progress(Progress("train", text, done=training.step, total=settings.steps))
-    module.load_state_dict(training.best)
-    steps, losses, errors = zip(*training.history, strict=True)
-    decibels = tuple(_decibels(error) for error in errors)
-    trained = module.to_plan() if training.best_step else saved
-    return trained, TrainingCurve(steps, losses, decibels, training.best_step, kept=False)
+    for number, block in enumerate(blocks):
+        expected = run_many(float_module, block.float_steps, floats, block, batch)
+        if number >= training.block:
+            is_last = number + 1 == len(blocks)
+            loss = make_loss(expected) if is_last else make_tensor_loss(expected)
+            problem = _BlockProblem(block, quantized, expected, loss, trained, batch)
+            if not training.history:
+                check(problem.error(module))
+            training.block = number + 1
+            steps = settings.steps * training.block // len(blocks) - training.step
+            check(_train_block(training, problem, steps, settings, deviations, candidate.progress))
+        quantized = run_many(module, block.steps, quantized, block, batch)
+        floats = expected
+    checks, losses, decibels = zip(*training.history, strict=True)
+    return module.to_plan(), TrainingCurve(checks, losses, decibels, checks[-1], kept=False)
 
 
-def _take_step(
+def _train_block(
     training: _Training,
-    loss: OutputLoss,
-    feeds: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
-    scale: float,
+    problem: _BlockProblem,
+    steps: int,
+    settings: TrainingSettings,
+    deviations: Mapping[str, float],
+    progress: ProgressCallback,
 ) -> float:
-    """Change the parameters once, and return the loss before."""
-    for group, rate in zip(training.optimizer.param_groups, training.rates, strict=True):
-        group["lr"] = rate * scale
-    value = loss(expected, training.module(feeds))
-    training.optimizer.zero_grad()
-    if math.isfinite(result := float(value.detach())):
-        value.backward()  # type: ignore[no-untyped-call]
-        training.optimizer.step()
-    return result
+    """Train a block for so many steps and return its loss on the images held out.
+
+    It stays as it was if that is no lower, or if the loss is not finite.
+    """
+    module, before = training.module, problem.error(training.module)
+    kept = {name: value.clone() for name, value in module.state_dict().items()}
+    optimizer = torch.optim.Adam(_parameter_groups(module, problem.block, settings, deviations))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    is_finite = True
+    for step in range(steps):
+        scale = (1 + math.cos(math.pi * step / steps)) / 2
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * scale
+        chosen = torch.randint(problem.trained, (problem.batch,), generator=training.generator)
+        feeds, expected = (
+            {name: value[chosen.to(value.device)] for name, value in side.items()}
+            for side in (problem.feeds, problem.expected)
+        )
+        loss = problem.loss(expected, run_steps(module, problem.block.steps, feeds, problem.block))
+        if not (is_finite := math.isfinite(float(loss.detach()))):
+            progress(Progress("train", "the loss is not finite: a block stays as it was"))
+            break
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        done = training.step + step + 1
+        progress(Progress("train", "blocks", done=done, total=settings.steps))
+    training.step += steps
+    after = problem.error(module) if is_finite else math.inf
+    if after < before:
+        return after
+    module.load_state_dict(kept)
+    return before
 
 
-def _start(
-    module: TrainableGraph, batches: Sequence[Tensors], settings: TrainingSettings
-) -> _Training:
-    """Return the training before its first step."""
-    groups = module.parameter_groups()
+def _parameter_groups(
+    module: TrainableGraph,
+    block: Block,
+    settings: TrainingSettings,
+    deviations: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """Return the parameters of a block with their learning rates."""
+    parameters = module.parameters_of(block.steps)
     rates = {
         "weights": settings.weights,
         "weight_steps": settings.weight_steps,
         "steps": settings.activation_steps,
     }
-    rows: list[dict[str, Any]] = [
-        {"params": groups[name], "lr": rate}
-        for name, rate in rates.items()
-        if rate and groups[name]
+    rows = [
+        {"params": parameters[kind], "lr": rate} for kind, rate in rates.items() if parameters[kind]
     ]
-    deviations = module.output_deviations(_to_device(batches[0], _device()))
-    rows += [
-        {"params": [bias], "lr": settings.biases * deviations[key]}
-        for key, bias in module.biases.items()
+    biases = {id(bias): key for key, bias in module.biases.items()}
+    return rows + [
+        {"params": [bias], "lr": settings.biases * deviations[biases[id(bias)]]}
+        for bias in parameters["biases"]
     ]
-    optimizer = torch.optim.Adam(rows)
-    generator = torch.Generator().manual_seed(settings.seed)
-    return _Training(module, optimizer, [row["lr"] for row in rows], generator)
 
 
-class _Views:
-    """Random batches from the images: other views of them, where the input is one of images."""
-
-    def __init__(self, candidate: Candidate, batches: Sequence[Tensors], size: int) -> None:
-        specs = candidate.loaded.source.inputs
-        self.size = candidate.calibration.fixed_batch or size
-        self.arrays = {name: np.concatenate([row[name] for row in batches]) for name in batches[0]}
-        self.views = len(specs) == 1 and is_image(specs[0])
-
-    def draw(self, generator: torch.Generator) -> Tensors:
-        """Return the next batch."""
-        count = len(next(iter(self.arrays.values())))
-        chosen = torch.randint(count, (self.size,), generator=generator).numpy()
-        rows = {name: array[chosen] for name, array in self.arrays.items()}
-        if self.views:
-            rows = {
-                name: augment(torch.from_numpy(row), generator).numpy()
-                for name, row in rows.items()
-            }
-        return rows
+def _count(
+    float_module: TrainableGraph, blocks: Sequence[Block], feeds: Mapping[str, Tensor]
+) -> int:
+    """Return on how many images, with a view of each, the activations between blocks fit."""
+    values, sizes = dict(feeds), list[int]()
+    count = len(next(iter(feeds.values())))
+    for block in blocks:
+        sizes.append(sum(value.nbytes for value in values.values()))
+        values = run_many(float_module, block.float_steps, values, block, count)
+    return max(CALIBRATION_BATCH, MAX_ACTIVATION_BYTES * count // (2 * max(sizes)))
 
 
-def _count(candidate: Candidate) -> int:
-    """Return how many images fit into memory."""
-    sizes = [math.prod(map(int, spec.shape[1:])) * 4 for spec in candidate.loaded.source.inputs]
-    return max(CALIBRATION_BATCH, MAX_IMAGE_BYTES // max(1, sum(sizes)))
+def _views(
+    batches: Sequence[Tensors], specs: Sequence[TensorSpec], generator: torch.Generator
+) -> list[Tensors]:
+    """Return a random view of each image, where the input is one of images."""
+    if len(specs) != 1 or not is_image(specs[0]):
+        return []
+    return [
+        {name: augment(torch.from_numpy(row), generator).numpy() for name, row in batch.items()}
+        for batch in batches
+    ]
+
+
+def _concatenate(batches: Sequence[Tensors]) -> Tensors:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _device() -> torch.device:

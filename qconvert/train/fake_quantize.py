@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qconvert.quantize import pairs
 
 # A latent weight is at most so far from its learned integer, in steps: at first it is rounded there.
-NEAR = 0.45
+NEAR = 0.49
 
 
 class _RoundToGrid(torch.autograd.Function):
@@ -45,6 +45,16 @@ class _RoundToGrid(torch.autograd.Function):
             total = _dot(above, ctx.saved_tensors[1]) - _dot(inside, x)
             of_step = total * ctx.gradient
         return inside, of_step, None, None
+
+
+def _mirror(offsets: Tensor) -> Tensor:
+    """Return how far a latent weight is from its integer, from how far the float weight is.
+
+    One that was rounded to its farther neighbour is mirrored between both. If all of these were
+    equally far instead, a small step would round all of them anew at once.
+    """
+    mirrored = torch.where(offsets.abs() <= 0.5, offsets, offsets.sign() * (1.0 - offsets.abs()))
+    return torch.where(offsets.abs() <= 1.0, mirrored, 0.0).clamp(-NEAR, NEAR)
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
@@ -126,9 +136,7 @@ class WeightQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.largest, self.quantizes = largest, True
-        start = weight / steps
-        if not torch.equal(start.round().clamp(-largest, largest), integers):
-            start = torch.minimum(torch.maximum(start, integers - NEAR), integers + NEAR)
+        start = integers + _mirror(weight / steps - integers)
         self.register_buffer("first_steps", steps)
         self.register_buffer("unit", steps.clone() if in_steps else torch.ones_like(steps))
         latent = start * steps / self.unit

@@ -5,7 +5,7 @@ outputs, as heads of detectors have them, count channel by channel (`measure.den
 in pixels beside a score between 0 and 1, and boxes only where something is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qconvert.core.tensors import Tensors
 from qconvert.measure.dense_error import (
     MIN_POWER_SHARE,
     channel_axis,
@@ -91,13 +90,16 @@ class OutputLoss:
         return torch.stack(parts).mean()
 
 
-def make_loss(reference: Sequence[Tensors], device: torch.device) -> OutputLoss:
-    """Return the loss of a network with these FP32 outputs."""
-    arrays = {
-        name: np.concatenate([np.atleast_1d(batch[name]) for batch in reference])
-        for name, array in reference[0].items()
-        if np.asarray(array).dtype.kind == "f"
-    }
+def make_tensor_loss(expected: Mapping[str, Tensor]) -> OutputLoss:
+    """Return the loss of tensors inside a network: their error relative to their power."""
+    powers = {name: float(row.square().sum()) / len(row) or 1.0 for name, row in expected.items()}
+    return OutputLoss({name: RowLoss(power, False) for name, power in powers.items()}, {})
+
+
+def make_loss(expected: Mapping[str, Tensor]) -> OutputLoss:
+    """Return the loss of a network with these FP32 outputs on all images."""
+    arrays = {name: row.cpu().numpy() for name, row in expected.items() if row.is_floating_point()}
+    device = next(iter(expected.values())).device
     dense = find_dense_outputs(arrays)
     losses: dict[str, RowLoss | DenseLoss] = {}
     weighing = {}

@@ -7,7 +7,7 @@ plan, with other ranges and with learned weights.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -92,12 +92,18 @@ class TrainableGraph(nn.Module):
         return {name: values[name] for name in self.outputs}
 
     def run(
-        self, values: Mapping[str, Tensor], keep: frozenset[str] = frozenset()
+        self,
+        values: Mapping[str, Tensor],
+        keep: frozenset[str] = frozenset(),
+        steps: Sequence[Step] | None = None,
     ) -> dict[str, Tensor]:
-        """Compute all tensors from those of the inputs; return the outputs and those to `keep`."""
+        """Compute all tensors from those of the inputs; return the outputs and those to `keep`.
+
+        With `steps`, only these run, from the tensors that they read.
+        """
         held = {name: _channels_last(value) for name, value in values.items()}
         constants = self.constants()
-        for step in self.steps:
+        for step in self.steps if steps is None else steps:
             inputs = [
                 None if not name else held[name] if name in held else constants[name]
                 for name in step.inputs
@@ -125,15 +131,30 @@ class TrainableGraph(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters by what they are: weights, biases, steps."""
-        weights = [quantizer.latent for quantizer in self._weight_quantizers()]
-        steps = [quantizer.log_steps for quantizer in self._weight_quantizers()]
-        ranges = [
-            quantizer.log_step
-            for quantizer in self._activation_quantizers()
-            if isinstance(quantizer.log_step, nn.Parameter)
-        ]
-        biases = list(self.biases.values())
-        return {"weights": weights, "biases": biases, "weight_steps": steps, "steps": ranges}
+        return self.parameters_of(self.steps)
+
+    def parameters_of(self, steps: Sequence[Step]) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters that some steps read, as `parameter_groups` returns all."""
+        groups: dict[str, dict[int, nn.Parameter]] = {
+            kind: {} for kind in ("weights", "biases", "weight_steps", "steps")
+        }
+
+        def add(kind: str, parameter: object) -> None:
+            if isinstance(parameter, nn.Parameter):
+                groups[kind][id(parameter)] = parameter
+
+        keys = {f"{layer.node}/bias": layer.bias for layer in self.layers if layer.bias}
+        for step in steps:
+            source = step.run.func if isinstance(step.run, partial) else step.run
+            if isinstance(source, WeightQuantizer):
+                add("weights", source.latent)
+                add("weight_steps", source.log_steps)
+            elif isinstance(source, ActivationQuantizer):
+                add("steps", source.log_step)
+            for name in step.outputs:
+                if name in keys:
+                    add("biases", self.biases[keys[name]])
+        return {kind: list(parameters.values()) for kind, parameters in groups.items()}
 
     def output_deviations(self, feeds: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the standard deviation of the output of each layer with a bias, by its key."""
