@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +41,8 @@ ENGINES, PLAN = "engines", "plan.json"
 # What a trained run keeps of the run that it started from.
 KEPT_FILES = ("classes.txt", "head.json")
 CALIBRATION = "calibration"
+# A step that grew or shrank by more than this power of e has no range in float32, or no use.
+MAX_LOG_STEP = 20.0
 
 StrPath = str | os.PathLike[str]
 
@@ -206,10 +207,11 @@ def finish(module: QuantizedModule, out: StrPath) -> Path:
     It has the float model, the plan with the learned weights, and the Q/DQ graph. `qconvert build
     --from OUT` builds its engines, compares them with the float model, and writes the report.
     """
-    root, network, saved = Path(out), module.network, module.to_plan()
+    root, network = Path(out), module.network
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UsageError(f"`{root}` exists", hint="choose another folder")
-    _require_finite(saved)
+    _require_finite(module)
+    saved = module.to_plan()
     graph = apply_plan(network.model, saved.plan, saved.weights).clone()
     text = json.dumps(plan_files.plan_to_json(saved.plan), ensure_ascii=False)
     graph.metadata_props[plan_files.PLAN_METADATA_KEY] = text
@@ -268,12 +270,12 @@ def _copy_kept_files(run: Path, draft: Path) -> None:
         atomic.copy_into_place(run / CALIBRATION, draft / CALIBRATION)
 
 
-def _require_finite(saved: PlanWithWeights) -> None:
-    """Refuse parameters that are NaN or infinite, as after a training that diverged."""
-    for name, weight in saved.weights.items():
-        arrays = [weight.steps] if weight.bias is None else [weight.steps, weight.bias]
-        if not all(np.isfinite(array).all() for array in arrays):
+def _require_finite(module: QuantizedModule) -> None:
+    """Refuse parameters that are NaN or infinite, or steps far off, as after a diverged training."""
+    for name, parameter in module.graph.named_parameters():
+        largest = MAX_LOG_STEP if name.endswith(("log_step", "log_steps")) else float("inf")
+        if not bool((parameter.detach().abs() < largest).all()):
             raise UsageError(
-                f"the parameters of `{name}` are not finite: the training diverged",
+                f"the parameters `{name}` are not finite: the training diverged",
                 hint="train with a lower rate, from an earlier state",
             )

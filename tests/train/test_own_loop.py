@@ -297,10 +297,18 @@ def test_module_without_a_plan_has_nothing_to_train(tmp_path: Path, model: Path)
         train.finish(module, tmp_path / "run")
 
 
-def test_diverged_training_is_not_written(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize(
+    ("parameters", "value"),
+    [("biases", np.nan), ("latent", np.nan), ("log_step", np.nan), ("log_step", 200.0)],
+)
+def test_diverged_training_is_not_written(
+    tmp_path: Path, model: Path, parameters: str, value: float
+) -> None:
     module = quantized(model)
     with torch.no_grad():
-        next(module.graph.biases.parameters()).fill_(torch.nan)
+        for name, parameter in module.named_parameters():
+            if parameters in name:
+                parameter.fill_(value)
     with pytest.raises(QConvertError, match="diverged"):
         train.finish(module, tmp_path / "run")
     assert not (tmp_path / "run").exists()
