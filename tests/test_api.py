@@ -16,6 +16,7 @@ from qconvert.demo import scenes
 from qconvert.demo.demo_files import NETWORKS
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
+from tests.image_files import draw_images
 from tests.models import write_factory
 from tests.runs import QUICK
 
@@ -78,6 +79,7 @@ def test_examples_of_the_python_page_run(tmp_path: Path) -> None:
     (tmp_path / "page.py").write_text("\n".join(blocks))
     (tmp_path / "detector.onnx").write_bytes(NETWORKS["detect"].read_bytes())
     scenes.write_images(tmp_path / "detect/val", 1, 4, "detect")
+    draw_images(tmp_path / "calib_data", 40)  # enough to train on
     process = subprocess.run(
         [sys.executable, "page.py"], capture_output=True, text=True, check=False, timeout=200
     )

@@ -176,8 +176,9 @@ def fold_affine(
     if affine is None:
         return None
     scale, shift = affine
-    factors = np.broadcast_to(scale.reshape(along), split)
-    scaled = weight.astype(np.float64).reshape(split) * factors
+    grouped = weight.astype(np.float64).reshape(split)
+    factors = np.broadcast_to(scale.reshape(along), grouped.shape)
+    scaled = grouped * factors
     shifted = bias.astype(np.float64) * scale + shift
     for slot, array in ((1, scaled.reshape(weight.shape)), (2, shifted)):
         constant = linear.inputs[slot] if slot < len(linear.inputs) else None
