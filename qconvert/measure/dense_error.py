@@ -81,14 +81,21 @@ def find_dense_outputs(reference: Mapping[str, NDArray[Any]]) -> dict[str, Dense
     return outputs
 
 
-def find_weights(outputs: Mapping[str, DenseOutput], name: str) -> list[FloatArray] | None:
-    """Return the best score at each place of an output, from it or another with the same places."""
+def find_scores(outputs: Mapping[str, DenseOutput], name: str) -> str | None:
+    """Return the output whose scores weigh another: itself, or one with the same places."""
     own = outputs[name]
-    places = own.images[0].shape[1]
-    candidates = (output for output in (own, *outputs.values()) if output.scores.any())
-    same = (output for output in candidates if output.images[0].shape[1] == places)
-    output = next((output for output in same if len(output.images) == len(own.images)), None)
-    return None if output is None else output.best_scores
+    for other in (name, *outputs):
+        output = outputs[other]
+        same_places = output.images[0].shape[1] == own.images[0].shape[1]
+        if output.scores.any() and same_places and len(output.images) == len(own.images):
+            return other
+    return None
+
+
+def find_weights(outputs: Mapping[str, DenseOutput], name: str) -> list[FloatArray] | None:
+    """Return the best score at each place of an output; None if no scores weigh it."""
+    scores = find_scores(outputs, name)
+    return None if scores is None else outputs[scores].best_scores
 
 
 def sum_of_scores(outputs: Mapping[str, NDArray[Any]]) -> float:

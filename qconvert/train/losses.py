@@ -17,7 +17,7 @@ from qconvert.measure.dense_error import (
     MIN_POWER_SHARE,
     channel_axis,
     find_dense_outputs,
-    find_weights,
+    find_scores,
 )
 
 
@@ -109,9 +109,11 @@ def make_loss(expected: Mapping[str, Tensor]) -> OutputLoss:
             losses[name] = RowLoss(power, array.ndim == 2 and array.shape[1] > 1)
             continue
         images, scores = np.stack(dense[name].images), dense[name].scores
-        weights = find_weights(dense, name)
         squares = np.square(images, dtype=np.float64)
-        others = squares if weights is None else squares * np.stack(weights)[:, None]
+        others = squares
+        if (source := find_scores(dense, name)) is not None:
+            weighing[name] = source
+            others = squares * np.stack(dense[source].best_scores)[:, None]
         powers = others.sum(2).mean(0)
         powers = np.maximum(powers, MIN_POWER_SHARE * powers[~scores].max(initial=0.0)) + 1e-12
         losses[name] = DenseLoss(
@@ -120,14 +122,4 @@ def make_loss(expected: Mapping[str, Tensor]) -> OutputLoss:
             float(squares[:, scores].sum((1, 2)).mean()) or 1.0,
             torch.from_numpy(powers.astype(np.float32)).to(device),
         )
-        if weights is not None:
-            weighing[name] = (
-                next(
-                    other
-                    for other, row in dense.items()
-                    if row.scores.any() and row.images[0].shape[1] == images.shape[2]
-                )
-                if not scores.any()
-                else name
-            )
     return OutputLoss(losses, weighing)
