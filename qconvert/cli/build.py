@@ -94,7 +94,10 @@ def build_command(model: str | None, output: Path | None, run: Path | None, **ch
     help="Images to train on; no labels are needed (default: the calibration images).",
 )
 @options.count("--count", "Train on at most N images (default: as many as were calibrated on).")
-@options.count("--training-steps", "Steps of training, of 4 images each (default: as in the run).")
+@options.count(
+    "--training-steps",
+    "Steps of training over all blocks, of 8 images each (default: as in the run).",
+)
 @click.option(
     cls=options.SettingOption,
     paths=["build.backends"],
@@ -112,8 +115,8 @@ def tune_command(run: Path, **chosen: Any) -> None:
     Weights, biases and ranges of the quantized graph are trained together, on images without
     labels, from where the run is; this needs PyTorch. An engine changes only if its outputs come
     nearer to those of FP32 on images that nothing was trained on. Then everything is timed and
-    evaluated again, and the report tells before and after. Run the same command again to resume
-    an interrupted training. Exit code 1 means that a gate failed.
+    evaluated again, and a note has the scores before and after. Run the same command again to
+    resume an interrupted training. Exit code 1 means that a gate failed.
     """
     from qconvert.run.build import build
     from qconvert.run.tune import TuneRequest, preview_tuning

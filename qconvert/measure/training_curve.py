@@ -8,8 +8,9 @@ class TrainingCurve:
     """What a training reported at some of its `steps`, the first before any training.
 
     `losses` are means over the steps before. `validation` is the SQNR in dB of the outputs on
-    images held out from the training; where outputs are dense, that of their weighed error. The
-    weights after `best_step` were `kept`, or none were.
+    images held out from the training. Where changes are accepted by another error, of boxes or of
+    dense outputs, it is 10 log10(1 / error). The weights after `best_step` were `kept`, or none
+    were.
     """
 
     steps: tuple[int, ...]
