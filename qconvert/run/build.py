@@ -76,10 +76,7 @@ def build(
         calibration = inputs.calibration.full if inputs.calibration is not None else None
         results = RunResults(chosen, graphs, calibration, mixes=mixes)
         if plan_only:
-            for variant, graph in graphs.items():
-                if not (folder.engine(variant.name) / ENGINE_FILE).is_file():
-                    copy_into_place(graph.folder, folder.engine(variant.name))
-            results = replace(results, not_scored_reason="only planned: no engine was built")
+            results = _copy_graphs(results, context)
         else:
             results = replace(results, evaluation=evaluation, seconds=seconds)
             results = _build_and_measure(results, inputs, context, seconds)
@@ -93,6 +90,15 @@ def build(
         report = conclude(report, GateConfig() if only_planned else config.gate)
         write_report(report, folder)
         return report
+
+
+def _copy_graphs(results: RunResults, context: RunContext) -> RunResults:
+    """Copy the graphs into the run, and not over those of engines that are built."""
+    for variant, graph in results.graphs.items():
+        target = context.folder.engine(variant.name)
+        if not (target / ENGINE_FILE).is_file():
+            copy_into_place(graph.folder, target)
+    return replace(results, not_scored_reason="only planned: no engine was built")
 
 
 def _build_and_measure(
