@@ -1,5 +1,7 @@
 """Many views of a few images: random crops, mirror images, contrast, and mixtures of two."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -26,11 +28,8 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     def draw(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(len(images), generator=generator)
 
-    # Crops, of another aspect and mirrored, as places of the image that are read for each place of a view.
-    area, aspect = (
-        draw(MIN_AREA, 1.0),
-        torch.exp(draw(-1.0, 1.0) * torch.tensor(MAX_ASPECT).log()),
-    )
+    # A crop of another aspect, or mirrored: the places of an image that its view reads.
+    area, aspect = draw(MIN_AREA, 1.0), torch.exp(draw(-1.0, 1.0) * math.log(MAX_ASPECT))
     height = (area.sqrt() * aspect.sqrt()).clamp(max=1.0)
     width = (area.sqrt() / aspect.sqrt()).clamp(max=1.0)
     mirror = torch.where(draw(0.0, 1.0) < 0.5, -1.0, 1.0)

@@ -11,12 +11,10 @@ Trained end to end instead, the gradient of a few images is so noisy that at 8 b
 rounding had learned.
 """
 
-import dataclasses
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from torch import Tensor
 from qconvert import __version__
 from qconvert.backends.ort import ORT_VERSION
 from qconvert.core import atomic
-from qconvert.core.cache import Cache
+from qconvert.core.cache import Cache, JsonCodec
 from qconvert.core.errors import QConvertError
 from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.tensors import Tensors, TensorSpec, batch_size
@@ -50,6 +48,7 @@ MIN_IMAGES, HOLDOUT_EVERY = 32, 5
 # Bytes of activations at the widest place between blocks, of one of both networks.
 MAX_ACTIVATION_BYTES = 500_000_000
 CHECKPOINT = "checkpoint.pt"
+CURVE = JsonCodec("curve.json", TrainingCurve)
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def train_plan(
     candidate: Candidate,
     cache: Cache,
     settings: TrainingSettings = TrainingSettings(),
-) -> tuple[PlanWithWeights, tuple[str, ...], TrainingCurve | None]:
+) -> tuple[PlanWithWeights, tuple[str, ...], TrainingCurve]:
     """Return the plan as training changed it if its outputs are nearer to FP32, notes, the curve."""
     model = candidate.loaded.model
     require_trainable(candidate)
@@ -150,17 +149,15 @@ def train_plan(
         )
         accepted = is_better(before, after, significantly=False)
         note = f"training: {curve.steps[-1]} steps, {describe_decision(accepted, before, after)}"
-        curve = dataclasses.replace(curve, kept=accepted)
+        curve = replace(curve, kept=accepted)
         plan_files.save_plan(trained if accepted else saved, entry / "plan.json")
-        (entry / "curve.json").write_text(json.dumps(dataclasses.asdict(curve)), encoding="utf-8")
+        CURVE.save(curve, entry)
         (entry / "summary.txt").write_text(note, encoding="utf-8")
 
     entry, hit = cache.get_or_make("train", key, make)
     note = (entry / "summary.txt").read_text(encoding="utf-8")
-    values = json.loads((entry / "curve.json").read_text(encoding="utf-8"))
-    curve = TrainingCurve(**{name: _frozen(value) for name, value in values.items()})
     end(note, hit)
-    return plan_files.load_plan(entry / "plan.json"), (note,), curve
+    return plan_files.load_plan(entry / "plan.json"), (note,), CURVE.load(entry)
 
 
 def require_trainable(candidate: Candidate) -> None:
@@ -330,7 +327,3 @@ def _to_device(tensors: Tensors, device: torch.device) -> dict[str, Tensor]:
 
 def _decibels(noise_to_signal: float) -> float:
     return float(sqnr_from_powers(1.0, noise_to_signal) or 0.0)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
