@@ -39,13 +39,20 @@ def layers(before: ir.Model, name: str, selection: Selection = NONE) -> dict[str
 
 def planned(before: ir.Model, name: str, selection: Selection = NONE) -> Plan:
     """Return a plan with synthetic ranges that widen from tensor to tensor."""
-    required, placed = scheme(name), layers(before, name, selection)
-    observed = find_observed_tensors(before)
+    placed, observed = layers(before, name, selection), find_observed_tensors(before)
     ranges = {
         tensor: Range(-1.0 - number, 1.0 + number)
         for number, tensor in enumerate(observed.quantizable)
     }
-    ranges |= {tensor: ranges[source] for tensor, source in observed.aliases.items()}
+    return plan_from(before, name, placed, ranges)
+
+
+def plan_from(
+    before: ir.Model, name: str, placed: dict[str, LayerPlan], ranges: dict[str, Range]
+) -> Plan:
+    """Return the plan of a backend with these layers and ranges."""
+    required, aliases = scheme(name), find_observed_tensors(before).aliases
+    moved = {tensor: ranges[source] for tensor, source in aliases.items() if source in ranges}
     return Plan(
         model=onnx_io.fingerprint(before),
         scheme=name,
@@ -56,7 +63,7 @@ def planned(before: ir.Model, name: str, selection: Selection = NONE) -> Plan:
         integer_bias=required.integer_bias,
         portable=required.portable,
         layers=placed,
-        tensors=share_ranges(before.graph, placed, ranges, required.shared_scale),
+        tensors=share_ranges(before.graph, placed, ranges | moved, required.shared_scale),
     )
 
 

@@ -19,11 +19,12 @@ from qconvert.graph.passes import infer_shapes
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.pairs import PAIR_LIMIT, find_pairs
 from qconvert.quantize.plan import Plan
+from qconvert.train.blocks import float_plan
 from qconvert.train.fake_quantize import ActivationQuantizer
 from qconvert.train.trainable_graph import TrainableGraph
 from tests import zoo
 from tests.models import floats, from_text, tiny
-from tests.train.trained import all_float, drawn_images, plan_of, run_all
+from tests.train.trained import drawn_images, plan_of, run_all
 
 BACKENDS = ("cpu", "tensorrt")
 DEMO = ("network", "detector", "segmenter")
@@ -56,7 +57,7 @@ def change_parameters(module: TrainableGraph, size: float) -> None:
 
 def require_float_agreement(model: ir.Model, feeds: Tensors, plan: Plan) -> None:
     expected = open_cpu(model)(feeds)
-    for name, array in compute(TrainableGraph(model, all_float(plan)), feeds).items():
+    for name, array in compute(TrainableGraph(model, float_plan(plan)), feeds).items():
         largest = np.abs(expected[name]).max()
         np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-4 * largest)
 
@@ -207,5 +208,5 @@ def test_operator_without_gradient_is_refused_by_name() -> None:
     }"""
     model = from_text(text)
     with pytest.raises(QConvertError, match="cannot be trained") as refusal:
-        TrainableGraph(model, all_float(plan_of(tiny(), "cpu", drawn_images(tiny(), 2, seed=0))))
+        TrainableGraph(model, float_plan(plan_of(tiny(), "cpu", drawn_images(tiny(), 2, seed=0))))
     assert [line.split(",")[0] for line in refusal.value.details] == ["Selu", "Hardmax"]

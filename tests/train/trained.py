@@ -1,5 +1,7 @@
 """Plans with ranges measured on a few images, for tests of training."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -8,9 +10,9 @@ from qconvert.core import onnx_io
 from qconvert.core.scales import Range
 from qconvert.core.tensors import Tensors
 from qconvert.graph.taps import find_observed_tensors
-from qconvert.quantize.placement import Selection, place_quantizers, share_ranges
-from qconvert.quantize.plan import LayerPlan, Plan
-from tests.quantize.quantized_models import scheme
+from qconvert.quantize.placement import Selection, place_quantizers
+from qconvert.quantize.plan import Plan
+from tests.quantize.quantized_models import plan_from, scheme
 
 
 def expose_tensors(model: ir.Model) -> ir.Model:
@@ -30,35 +32,17 @@ def run_all(model: ir.Model, feeds: Tensors, *, keep_qdq: bool = False) -> Tenso
 
 def plan_of(model: ir.Model, backend: str, feeds: Tensors) -> Plan:
     """Return the plan of a backend with the range of each tensor on these images."""
-    required, observed = scheme(backend), find_observed_tensors(model)
-    layers = place_quantizers(model, required, observed, Selection())
+    observed = find_observed_tensors(model)
+    layers = place_quantizers(model, scheme(backend), observed, Selection())
     values = run_all(model, feeds)
     ranges = {
         name: Range(float(values[name].min()), float(values[name].max()))
         for name in observed.quantizable
         if name in values
     }
-    ranges |= {
-        name: ranges[source] for name, source in observed.aliases.items() if source in ranges
-    }
-    return Plan(
-        model=onnx_io.fingerprint(model),
-        scheme=backend,
-        method="minmax",
-        weight_method="minmax",
-        activations=required.activations,
-        weights=required.weights,
-        integer_bias=required.integer_bias,
-        layers=layers,
-        tensors=share_ranges(model.graph, layers, ranges, required.shared_scale),
-        portable=required.portable,
+    return replace(
+        plan_from(model, backend, layers, ranges), method="minmax", weight_method="minmax"
     )
-
-
-def all_float(plan: Plan) -> Plan:
-    """Return the plan with every layer in float."""
-    layers = {name: LayerPlan(layer.op, left="for a test") for name, layer in plan.layers.items()}
-    return Plan(**{**vars(plan), "layers": layers, "tensors": {}})
 
 
 def drawn_images(model: ir.Model, count: int, seed: int) -> Tensors:
