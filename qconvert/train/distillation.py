@@ -43,7 +43,7 @@ from qconvert.train.losses import OutputLoss, make_loss, make_tensor_loss
 from qconvert.train.operators import require_operators
 from qconvert.train.trainable_graph import TrainableGraph
 
-# Fewer images fit by heart; and of so many batches one is held out from every block.
+# Fewer images are learned by heart; of so many batches one is held out from every block.
 MIN_IMAGES, HOLDOUT_EVERY = 32, 5
 # Bytes of activations at the widest place between blocks, of one of both networks.
 MAX_ACTIVATION_BYTES = 500_000_000
