@@ -13,6 +13,7 @@ from qconvert.backends.base import Engine
 from qconvert.core import config_file, onnx_io
 from qconvert.core.config import ExportConfig, PreprocessConfig
 from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.run_files import HEAD_FILE
 from qconvert.core.sanitize import sanitize_text
 from qconvert.core.tensors import TensorSpec
 from qconvert.images.listing import read_classes_file
@@ -20,7 +21,7 @@ from qconvert.images.preprocess import ImageInput, Preprocess, find_image_input,
 from qconvert.report.markdown import describe_preprocessing, escape_text, model_stem
 from qconvert.run import context, targets
 from qconvert.run.heads import find_head
-from qconvert.run.run_folder import HEAD_FILE, RunFolder, head_text
+from qconvert.run.run_folder import RunFolder, head_text
 from qconvert.run.targets import Run
 from qconvert.tasks.decoders import has_object_masks
 from qconvert.tasks.heads import Head

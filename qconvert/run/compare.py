@@ -20,6 +20,7 @@ from qconvert.core.config import ExportConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, start_step
+from qconvert.core.run_files import SETTINGS
 from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
 from qconvert.images import image_files
 from qconvert.images.listing import Images
@@ -33,7 +34,6 @@ from qconvert.run import targets
 from qconvert.run.context import JobContext, RunContext, cache_key, open_sample
 from qconvert.run.prediction_pictures import draw_changed_predictions, is_file_of_picture
 from qconvert.run.prediction_runs import PredictionRuns
-from qconvert.run.run_folder import SETTINGS
 from qconvert.run.variants import BuildInputs, VariantGraph
 
 STEP = "compare"

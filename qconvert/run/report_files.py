@@ -14,6 +14,7 @@ from qconvert.calibrate.calibration import Calibration
 from qconvert.core import atomic, config_file, onnx_io
 from qconvert.core.config import GateConfig
 from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.run_files import ENGINES
 from qconvert.images.listing import Images
 from qconvert.measure.accuracy import BASELINE, BF16_UNSCORED, Accuracy
 from qconvert.measure.chain import ChainTimes
@@ -35,7 +36,7 @@ from qconvert.report.model import (
 )
 from qconvert.report.verdict import conclude
 from qconvert.run.context import RunContext
-from qconvert.run.run_folder import CARD, ENGINES, HTML, LAYERS, MARKDOWN, REPORT, RunFolder
+from qconvert.run.run_folder import CARD, HTML, LAYERS, MARKDOWN, REPORT, RunFolder
 from qconvert.run.targets import Target
 from qconvert.run.variants import ChosenVariants, VariantGraph
 

@@ -22,15 +22,13 @@ import pydantic
 from qconvert.core import atomic, config_file
 from qconvert.core.config import Config, option_table
 from qconvert.core.errors import QConvertError, UsageError, first_line
+from qconvert.core.run_files import CALIBRATION, ENGINES, HEAD_FILE, MODEL, SETTINGS
 from qconvert.images.listing import CLASSES_FILE, Classes
 from qconvert.tasks.heads import Head
 
-SETTINGS, MODEL, ENGINES, CALIBRATION = "run.toml", "model.onnx", "engines", "calibration"
-HEAD_FILE = "head.json"
 REPORT, MARKDOWN, HTML, CARD = "report.json", "report.md", "report.html", "card.md"
 ANALYSIS, SEARCH_RESULT = "analysis", "search.json"
 LAYERS = f"{ANALYSIS}/layers.csv"
-GRAPH_FILE, PLAN_FILE = "model.onnx", "plan.json"
 GRAPH_RECORD, ENGINE_FILE = "made.json", "engine.json"
 _HEAD_ADAPTER = pydantic.TypeAdapter(Head)
 OTHER_FOLDER = "choose another folder: `-o RUN`, or delete this one"

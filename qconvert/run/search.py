@@ -18,6 +18,7 @@ from qconvert.core.cache import JsonCodec
 from qconvert.core.config import BuildConfig, SearchConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ignore_progress, start_step
+from qconvert.core.run_files import PLAN_FILE
 from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch
 from qconvert.images.arrays import identity_frames
 from qconvert.images.frames import Frame
@@ -52,7 +53,7 @@ from qconvert.run.context import (
     task_request,
 )
 from qconvert.run.quantize import QuantizeRequest, preview_layers
-from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT
+from qconvert.run.run_folder import SEARCH_RESULT
 from qconvert.run.training import TRAIN
 from qconvert.run.variants import BuildInputs, ChosenVariants, engine_settings, make_graph
 from qconvert.tasks.reading import Reading, TaskRequest, choose_reading, padded_frames

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qconvert import backends, sources
 from qconvert.backends import system_probe
 from qconvert.backends.base import INTEGER, Availability, Engine, Precision, Session
-from qconvert.core import onnx_io
+from qconvert.core import onnx_io, run_files
 from qconvert.core.cache import file_sha256
 from qconvert.core.config import Config, ExportConfig
 from qconvert.core.errors import QConvertError, UsageError, first_line
@@ -110,7 +110,7 @@ def resolve(paths: Sequence[Path]) -> Target:
     """Find the engines that paths name: `RUN`, or any of `RUN/engines/NAME` and ONNX files."""
     if not paths:
         raise UsageError("no target is named", hint="name a run, engines, or ONNX files")
-    is_run = len(paths) == 1 and (paths[0] / run_folder.SETTINGS).is_file()
+    is_run = len(paths) == 1 and (paths[0] / run_files.SETTINGS).is_file()
     run = run_folder.RunFolder(paths[0]) if is_run else None
     engines: dict[str, Engine] = {}
     if run is None:
@@ -138,7 +138,7 @@ def resolve_engine(path: Path) -> Engine:
     """Find the one engine that a path names."""
     target = resolve([path])
     if target.run is not None:
-        names = ", ".join(f"`{path / run_folder.ENGINES / name}`" for name in target.engines)
+        names = ", ".join(f"`{path / run_files.ENGINES / name}`" for name in target.engines)
         raise UsageError(f"`{path}` is a run, not an engine", hint=f"its engines: {names}")
     return next(iter(target.engines.values()))
 
@@ -146,10 +146,10 @@ def resolve_engine(path: Path) -> Engine:
 def _engine_at(path: Path) -> Engine:
     if (path / run_folder.ENGINE_FILE).is_file():
         return read_engine(path)
-    if (path / run_folder.SETTINGS).is_file():
+    if (path / run_files.SETTINGS).is_file():
         raise UsageError(
             f"`{path}` is a run, and a run must be the only target",
-            hint=f"to add others, name its engines: `{path / run_folder.ENGINES / 'NAME'}`",
+            hint=f"to add others, name its engines: `{path / run_files.ENGINES / 'NAME'}`",
         )
     if path.suffix != ".onnx" or not path.is_file():
         raise UsageError(

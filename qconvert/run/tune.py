@@ -7,6 +7,7 @@ from pathlib import Path
 from qconvert import backends
 from qconvert.backends.base import EngineVariant, scheme_for
 from qconvert.core.errors import UsageError
+from qconvert.core.run_files import PLAN_FILE
 from qconvert.images.listing import Images
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import EFFORTS, Candidate
@@ -15,7 +16,7 @@ from qconvert.report import metrics
 from qconvert.report.model import Report
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, RunContext
-from qconvert.run.run_folder import PLAN_FILE, RunFolder, require_same_settings
+from qconvert.run.run_folder import RunFolder, require_same_settings
 from qconvert.run.training import (
     BEFORE_TRAINING,
     TRAIN,

@@ -18,6 +18,7 @@ from qconvert.core.cache import JsonCodec, file_sha256
 from qconvert.core.config import BuildConfig, ExportConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
 from qconvert.core.progress import megabytes, share_reporter, start_step
+from qconvert.core.run_files import ENGINES, GRAPH_FILE, PLAN_FILE
 from qconvert.images.listing import ImageEntry, sha256sum_text
 from qconvert.measure.training_curve import TrainingCurve
 from qconvert.optimize.calibration_set import CalibrationSet
@@ -35,15 +36,7 @@ from qconvert.run.quantize import (
     require_portable_has_effect,
 )
 from qconvert.run.quantized_source import load_float, plan_of_training
-from qconvert.run.run_folder import (
-    ENGINE_FILE,
-    ENGINES,
-    GRAPH_FILE,
-    GRAPH_RECORD,
-    OTHER_FOLDER,
-    PLAN_FILE,
-    RunFolder,
-)
+from qconvert.run.run_folder import ENGINE_FILE, GRAPH_RECORD, OTHER_FOLDER, RunFolder
 from qconvert.run.targets import read_engine
 from qconvert.run.training import TrainedPlan, require_torch, require_trainable
 from qconvert.sources import LoadedModel

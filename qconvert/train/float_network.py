@@ -17,14 +17,12 @@ from qconvert.backends.ort import open_cpu
 from qconvert.core import atomic, config_file, onnx_io
 from qconvert.core.config import Config
 from qconvert.core.errors import UsageError
+from qconvert.core.run_files import MODEL, SETTINGS
 from qconvert.core.tensors import parse_spec, random_inputs
 from qconvert.graph.clean import clean_model
 from qconvert.sources import Source, torch_export
 from qconvert.sources.onnx_file import PREPROCESS_KEY
 from qconvert.sources.torch_export import Forward
-
-# In the folder of a run.
-SETTINGS, MODEL = "run.toml", "model.onnx"
 
 
 @dataclass(frozen=True)

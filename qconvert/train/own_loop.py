@@ -22,25 +22,33 @@ import torch
 from torch import Tensor, nn
 
 from qconvert import backends
-from qconvert.backends.base import GRAPH, EngineVariant, scheme_for
+from qconvert.backends.base import EngineVariant, scheme_for
 from qconvert.core import atomic, config_file, onnx_io
 from qconvert.core.config import Config
 from qconvert.core.errors import UsageError
+from qconvert.core.run_files import (
+    CALIBRATION,
+    ENGINES,
+    GRAPH_FILE,
+    HEAD_FILE,
+    MODEL,
+    PLAN_FILE,
+    SETTINGS,
+)
 from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors
+from qconvert.images.listing import CLASSES_FILE
 from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import DEFAULT_METHOD, QuantizeOptions, Selection, make_plan
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.plan_files import PlanWithWeights
-from qconvert.train.float_network import MODEL, SETTINGS, FloatNetwork, load_network
+from qconvert.train.float_network import FloatNetwork, load_network
 from qconvert.train.range_observer import RangeObserver
 from qconvert.train.trainable_graph import TrainableGraph
 
-ENGINES, PLAN = "engines", "plan.json"
 # What a trained run keeps of the run that it started from.
-KEPT_FILES = ("classes.txt", "head.json")
-CALIBRATION = "calibration"
+KEPT_FILES = (CLASSES_FILE, HEAD_FILE)
 # A step that grew or shrank by more than this power of e has no range in float32, or no use.
 MAX_LOG_STEP = 20.0
 
@@ -192,7 +200,7 @@ def prepare(
             f"`{name}` has no INT8 graphs to train", hint=f"choose one of {', '.join(names)}"
         )
     if saved is None and network.run is not None:
-        saved = _load(network.run / ENGINES / EngineVariant(name, "int8").name / PLAN)
+        saved = _load(network.run / ENGINES / EngineVariant(name, "int8").name / PLAN_FILE)
     if saved is not None and saved.plan.scheme != name:
         raise UsageError(
             f"the plan is for `{saved.plan.scheme}`, not for `{name}`",
@@ -222,8 +230,8 @@ def finish(module: QuantizedModule, out: StrPath) -> Path:
         engine = draft / ENGINES / EngineVariant(module.backend, "int8").name
         engine.mkdir(parents=True)
         onnx_io.save(network.model, draft / MODEL)
-        onnx_io.save(graph, engine / GRAPH)
-        plan_files.save_plan(saved, engine / PLAN)
+        onnx_io.save(graph, engine / GRAPH_FILE)
+        plan_files.save_plan(saved, engine / PLAN_FILE)
         config = _settings_of_run(network.settings, module.backend, root / MODEL)
         atomic.write_text(draft / SETTINGS, config_file.dumps(config))
         if network.run is not None:
