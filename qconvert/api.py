@@ -16,6 +16,7 @@ from qconvert.calibrate.calibration import Calibration
 from qconvert.core import config_file
 from qconvert.core.config import Backend, Config, Task, keyword_settings, option_table
 from qconvert.core.errors import UsageError, did_you_mean
+from qconvert.core.formats import Precision
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
 from qconvert.package import Format, pack
 from qconvert.package.pack import Packed
@@ -30,7 +31,8 @@ from qconvert.run import search as search_job
 from qconvert.run import targets
 from qconvert.run.context import JobContext, open_context
 from qconvert.run.export import Exported
-from qconvert.run.quantize import Quantized, QuantizeRequest
+from qconvert.run.quantize import Quantized
+from qconvert.run.quantize_request import QuantizeRequest
 from qconvert.run.run_folder import RunFolder
 from qconvert.run.search import SearchSummary
 from qconvert.run.targets import OpenEngine, Run, load_run
@@ -99,7 +101,7 @@ class QuantizeArguments(ImageArguments, total=False):
     """The target, and a calibration file or a plan instead of images."""
 
     backend: Backend
-    precision: Literal["int8", "fp16", "bf16"]
+    precision: Precision
     calibration: StrPath
     plan: StrPath
 

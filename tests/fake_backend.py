@@ -51,7 +51,8 @@ def probe(installed: Installed) -> Availability:
 
 
 def requirements() -> BackendRequirements:
-    return BackendRequirements(Scheme("fake", Grid(8), Grid(8), integer_bias=False, rules=()))
+    scheme = Scheme("fake", Grid(8), Grid(8), integer_bias=False, rules=())
+    return BackendRequirements({"int8": scheme})
 
 
 def cache_key(spec: BuildSpec) -> Mapping[str, str]:

@@ -15,6 +15,7 @@ from qconvert.backends.system_probe import Installed
 from qconvert.core import onnx_io
 from qconvert.core.config import QuantizeConfig
 from qconvert.core.errors import QConvertError, UsageError, first_line
+from qconvert.core.formats import FORMATS, Precision, QuantizedFormat, quantized_format
 from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors
 from qconvert.quantize.plan import RestPrecision
@@ -22,10 +23,8 @@ from qconvert.quantize.scheme import Scheme
 
 T = TypeVar("T")
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
-
 # The precisions whose graphs hold integers, and those whose graphs have one type throughout.
-INTEGER: tuple[Precision, ...] = ("int8", "mixed")
+INTEGER: tuple[Precision, ...] = (*FORMATS, "mixed")
 FLOAT: Mapping[Precision, RestPrecision] = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 
 # A build reports what it is doing, and the fraction done where the builder knows it.
@@ -51,6 +50,18 @@ class EngineVariant:
         """Whether its graph holds integers."""
         return self.precision in INTEGER
 
+    @property
+    def format(self) -> QuantizedFormat:
+        """The format of what it quantizes; an error for a variant that quantizes nothing."""
+        name = quantized_format(self.precision)
+        assert name is not None
+        return name
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether a new plan of it needs the range of every tensor."""
+        return self.is_quantized and FORMATS[self.format].needs_ranges
+
 
 @dataclass(frozen=True)
 class Availability:
@@ -71,27 +82,36 @@ class Availability:
 class BackendRequirements:
     """The graphs that a backend accepts.
 
-    `scheme` describes its INT8 graphs, None if it has none; `rests` lists the precisions allowed
-    beside INT8 and `default_rest` the one that builds use. A `strongly_typed` builder computes in
+    `schemes` describe its quantized graphs by their format; `rests` lists the precisions allowed
+    beside integers and `default_rest` the one that builds use. A `strongly_typed` builder computes in
     the types of the graph; any other expects float32 graphs and gets the precision as flags.
     `unsupported` maps precisions to the reason they are left out. `notes` say what running such a
     graph needs on this machine.
     """
 
-    scheme: Scheme | None
+    schemes: Mapping[QuantizedFormat, Scheme]
     rests: tuple[RestPrecision, ...] = ()
     default_rest: RestPrecision = "fp32"
     strongly_typed: bool = True
     unsupported: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def why_not(self, precision: Precision) -> str:
+        """Return why the backend has no graphs of this precision; empty if it has."""
+        name = quantized_format(precision)
+        if name is None or name in self.schemes:
+            return self.unsupported.get(precision, "")
+        return self.unsupported.get(name, f"it has no kernels of {FORMATS[name].title}")
 
-def scheme_for(settings: QuantizeConfig, requirements: BackendRequirements) -> Scheme:
-    """Return the scheme of a backend, as the settings change it."""
-    scheme = requirements.scheme
-    assert scheme is not None
-    # Other runtimes than the CPU's add products in 32 bits.
-    is_set = settings.portable is not None and scheme.integer_bias
+
+def scheme_for(
+    settings: QuantizeConfig, requirements: BackendRequirements, name: QuantizedFormat = "int8"
+) -> Scheme:
+    """Return the scheme of a backend for a format that it takes, as the settings change it."""
+    scheme = requirements.schemes[name]
+    # Other runtimes than the CPU's add products in 32 bits, and multiply no bytes at run time.
+    multiplies_bytes = scheme.integer_bias or FORMATS[name].activations == "at run time"
+    is_set = settings.portable is not None and multiplies_bytes
     portable = bool(settings.portable) if is_set else scheme.portable
     activations = scheme.activations
     if settings.activation_bits < 8:

@@ -4,6 +4,7 @@ import errno
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,11 +16,13 @@ from qconvert.backends.system_probe import RUNTIMES, Installed
 from qconvert.core import onnx_io
 from qconvert.core.config import CpuConfig
 from qconvert.core.errors import QConvertError
+from qconvert.core.formats import QuantizedFormat
 from qconvert.core.number_format import count
 from qconvert.core.pip_command import pip_install
 from qconvert.core.scales import Grid
 from qconvert.graph.patterns import activation_sign
 from qconvert.quantize import saturation
+from qconvert.quantize.dynamic import DYNAMIC_RULES
 from qconvert.quantize.scheme import ORT_CPU_RULES, Scheme
 
 PROVIDER = "CPUExecutionProvider"
@@ -56,8 +59,16 @@ def requirements() -> base.BackendRequirements:
         rules=ORT_CPU_RULES,
         portable=not is_arm,
     )
+    # Activations of MatMulInteger are unsigned on every CPU.
+    dynamic = replace(
+        scheme,
+        activations=Grid(8, symmetric=False, signed=False),
+        integer_bias=False,
+        rules=DYNAMIC_RULES,
+    )
+    schemes: dict[QuantizedFormat, Scheme] = {"int8": scheme, "int8-dynamic": dynamic}
     unsupported = {"bf16": "ONNX Runtime has no bf16 kernels for the CPU"}
-    return base.BackendRequirements(scheme, ("fp32",), unsupported=unsupported)
+    return base.BackendRequirements(schemes, ("fp32",), unsupported=unsupported)
 
 
 def cache_key(spec: base.BuildSpec) -> Mapping[str, str]:

@@ -14,6 +14,7 @@ from qconvert.backends.versions import PACKAGE, find_release, numbers, why_too_o
 from qconvert.core import onnx_io
 from qconvert.core.config import CudaConfig
 from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.formats import Precision
 from qconvert.core.pip_command import pip_install
 from qconvert.core.tensors import TensorSpec
 from qconvert.graph.fp16.convert import BFLOAT16_MIN_OPSET
@@ -62,7 +63,9 @@ def missing_requirement(installed: Installed, extra: str) -> base.Availability |
 def requirements() -> base.BackendRequirements:
     """Return the graphs that the CUDA provider accepts: float graphs."""
     reason = "ONNX Runtime computes INT8 on CUDA in float, and quantizes on top of it"
-    return base.BackendRequirements(None, unsupported={"int8": reason})
+    dynamic = "ONNX Runtime quantizes activations at run time on the CPU only"
+    unsupported = {"int8": reason, "int8-dynamic": dynamic}
+    return base.BackendRequirements({}, unsupported=unsupported)
 
 
 def cache_key(spec: base.BuildSpec) -> Mapping[str, str]:
@@ -175,7 +178,7 @@ def nodes_that_read_values(graph: ir.Graph) -> set[str]:
     return labels
 
 
-def best_opset(model: ir.Model, precision: base.Precision) -> tuple[int, list[str]]:
+def best_opset(model: ir.Model, precision: Precision) -> tuple[int, list[str]]:
     """Return the opset in which CUDA has the most kernels for a model, and the nodes without one.
 
     The model's own, or 21 if that is lower and the nodes are the same in it. float32 tensors are
@@ -193,7 +196,7 @@ def best_opset(model: ir.Model, precision: base.Precision) -> tuple[int, list[st
     return opset, missing
 
 
-def nodes_without_kernel(model: ir.Model, precision: base.Precision, opset: int) -> list[str]:
+def nodes_without_kernel(model: ir.Model, precision: Precision, opset: int) -> list[str]:
     """Return the nodes for which CUDA has no kernel if all float32 tensors have `precision`.
 
     Arithmetic on shapes needs none.
@@ -213,7 +216,7 @@ def nodes_without_kernel(model: ir.Model, precision: base.Precision, opset: int)
     return missing
 
 
-def _has_kernel(node: ir.Node, schema: onnx.defs.OpSchema, precision: base.Precision) -> bool:
+def _has_kernel(node: ir.Node, schema: onnx.defs.OpSchema, precision: Precision) -> bool:
     """Whether CUDA has a kernel for the version of an operator and the types of a node.
 
     A kernel that is registered without a last opset fits the version of its first opset alone. An

@@ -34,6 +34,7 @@ INSTALL = pip_install("tensorrt")
 
 # The precision beside INT8 where a build does not set one.
 DEFAULT_REST: RestPrecision = "fp16"
+FIXED_SCALES = "TensorRT fixes the scales of INT8 when it builds, and computes none at run time"
 
 
 def probe(installed: Installed) -> base.Availability:
@@ -79,10 +80,11 @@ def requirements() -> base.BackendRequirements:
     """
     release = find_release(detect())
     return base.BackendRequirements(
-        quantization_scheme("tensorrt", TENSORRT_RULES),
+        {"int8": quantization_scheme("tensorrt", TENSORRT_RULES)},
         ("fp32", "fp16", "bf16"),
         default_rest=DEFAULT_REST,
         strongly_typed=release is None or not release.takes_flags,
+        unsupported={"int8-dynamic": FIXED_SCALES},
     )
 
 

@@ -10,11 +10,13 @@ import click
 
 from qconvert.cli import console, options
 from qconvert.core.errors import GateFailed, UsageError
+from qconvert.core.formats import FORMATS
 from qconvert.report.table import TextTable, make_columns
 
 if TYPE_CHECKING:
     from qconvert.calibrate.calibration import Calibration
-    from qconvert.run.quantize import Quantized, QuantizeRequest
+    from qconvert.run.quantize import Quantized
+    from qconvert.run.quantize_request import QuantizeRequest
 
 MAX_DRIFT = 0.05
 
@@ -182,7 +184,7 @@ def _show_ranges(calibration: "Calibration", chosen: dict[str, Any]) -> None:
 @click.argument("model", required=False)
 @options.output("The ONNX file (default: NAME-BACKEND-PRECISION.onnx).")
 @options.choice("--backend", options.BACKENDS, "Backend to quantize for; it need not work here.")
-@options.choice("--precision", ("int8", "fp16", "bf16"), "The precision to convert to.")
+@options.choice("--precision", (*FORMATS, "fp16", "bf16"), "The precision to convert to.")
 @click.option(
     "--keep-io/--half-io", default=True, help="Inputs and outputs in float32 (default), or half."
 )
@@ -205,7 +207,8 @@ def quantize_command(model: str | None, output: Path | None, **chosen: Any) -> N
     was quantized, and why the rest was not.
     """
     from qconvert.quantize.plan_files import PlanWithWeights, save_plan
-    from qconvert.run.quantize import QuantizeRequest, preview_layers, quantize
+    from qconvert.run.quantize import preview_layers, quantize
+    from qconvert.run.quantize_request import QuantizeRequest
     from qconvert.run.run_folder import require_output_file
 
     context = options.open_job(model, chosen)
@@ -228,7 +231,7 @@ def quantize_command(model: str | None, output: Path | None, **chosen: Any) -> N
         return
     plan_out: Path | None = chosen["plan_out"]
     if plan_out is not None:
-        if request.precision != "int8":
+        if request.precision not in FORMATS:
             raise UsageError("there is no plan to write", hint="a plan is for `--precision int8`")
         require_output_file(plan_out, Path(source), request.out)
     result = quantize(context, request)

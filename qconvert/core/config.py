@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from qconvert.core.formats import Precision
 from qconvert.core.setting_checks import (
     Check,
     Limits,
@@ -39,7 +40,6 @@ NonNegativeFloat = Annotated[float, Limits(ge=0)]
 PositiveFloat = Annotated[float, Limits(gt=0)]
 
 Backend = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
-Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
 Task = Literal["classify", "detect", "segment", "embed", "any"]
 SizeRule = Literal["fit", "none"]
 ResizeRule = Annotated[str, Check(check_resize_rule)]

@@ -20,10 +20,11 @@ from qconvert.backends.base import Availability
 from qconvert.backends.subprocess_worker import describe_exit
 from qconvert.backends.system_probe import Installed, installed_packages
 from qconvert.core import atomic
+from qconvert.core.formats import Precision
 from qconvert.demo.demo_files import NETWORK
 from qconvert.measure.machine import describe_machine
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 # What a bundle takes: no image, no engine, no graph.
 BUNDLED = ("logs/*.txt", "runs/*/report.json", "runs/*/run.toml", "runs/*/engines/*/*.json")
 
@@ -53,10 +54,10 @@ def prove(states: Mapping[str, Availability], folder: Path) -> Iterator[Proof]:
         if not state.builds:
             yield Proof(backend, "", "not tried", state.reason, state.cure)
             continue
-        unsupported = requirements(backend).unsupported
+        required = requirements(backend)
         for precision in PRECISIONS:
-            if precision in unsupported:
-                yield Proof(backend, precision, "not tried", unsupported[precision])
+            if why := required.why_not(precision):
+                yield Proof(backend, precision, "not tried", why)
             else:
                 yield _build_and_score(backend, precision, folder)
 

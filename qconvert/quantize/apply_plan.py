@@ -1,19 +1,20 @@
-"""A plan applied to a model: QuantizeLinear and DequantizeLinear nodes, and integer weights.
+"""A plan applied to a model: integer weights, and Q/DQ nodes or what else its format needs.
 
 The graph alone says what is quantized, so any runtime that follows ONNX computes the same numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
+from qconvert.core.formats import QuantizedFormat
 from qconvert.core.scales import choose_qparams, exceeds_scale_dtype
 from qconvert.graph import patterns
 from qconvert.quantize.cross_layer import equalize
+from qconvert.quantize.dynamic import quantize_at_run_time
 from qconvert.quantize.integer_forms import use_integer_forms
 from qconvert.quantize.placement import quantized_activations
 from qconvert.quantize.plan import (
@@ -32,8 +33,7 @@ from qconvert.quantize.weights import (
     WeightedLayer,
     find_weighted_layers,
     quantize_bias,
-    quantize_weight,
-    weight_array,
+    rounded_integers,
     weight_qparams,
 )
 
@@ -54,6 +54,15 @@ def apply_plan(
     for node, layer in layers.items():
         if (rounded := learned.get(node.name or "")) is not None:
             set_weight(node, layer.weight, rounded, builder.names)
+    REWRITES[plan.precision](builder, layers, plan, learned)
+    return model
+
+
+def insert_qdq(
+    builder: QDQBuilder, layers: Mapping[ir.Node, LayerPlan], plan: Plan, learned: RoundedWeights
+) -> None:
+    """Quantize what a plan names by Q/DQ nodes with the scales of its ranges."""
+    graph = builder.graph
     # Read before activations are rewired: bias scales depend on the original inputs.
     weighted = list(find_weighted_layers(layers, plan))
     quantized = {value for item in layers.items() for value in quantized_activations(*item)}
@@ -64,7 +73,13 @@ def apply_plan(
     use_integer_forms(builder, layers, plan.activations)
     if plan.integer_bias:
         _protect_float_layers(builder)
-    return model
+
+
+Rewrite = Callable[[QDQBuilder, Mapping[ir.Node, LayerPlan], Plan, RoundedWeights], None]
+REWRITES: Mapping[QuantizedFormat, Rewrite] = {
+    "int8": insert_qdq,
+    "int8-dynamic": quantize_at_run_time,
+}
 
 
 def find_planned_layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, LayerPlan]:
@@ -173,11 +188,7 @@ def _quantize_weights(
         node, scale, name = layer.node, qparams.scale, str(layer.weight.name)
         key = id(qparams), "" if can_share else node.name or ""
         if key not in dequantized:
-            rounded = learned.get(node.name or "")
-            if rounded is not None and scale is rounded.steps and layer.paired is None:
-                integers: NDArray[np.generic] = rounded.integers
-            else:
-                integers = quantize_weight(weight_array(layer.weight, node), qparams, layer.paired)
+            integers = rounded_integers(layer, qparams, learned)
             dequantized[key] = builder.dequantize(integers, name, scale, layer.axis, node)
         node.replace_input_with(layer.slot, dequantized[key])
         bias = node.inputs[BIAS_SLOT] if layer.integer_bias and layer.bias is not None else None

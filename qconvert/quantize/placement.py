@@ -17,6 +17,7 @@ from qconvert.calibrate import methods
 from qconvert.calibrate.summary import Summary
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.formats import QuantizedFormat
 from qconvert.core.scales import MAX_MAGNITUDE, Grid, Range, exceeds_scale_dtype
 from qconvert.graph import patterns
 from qconvert.graph.taps import ObservedTensors, find_observed_tensors
@@ -56,9 +57,16 @@ class QuantizeOptions:
 
 
 def make_plan(
-    model: ir.Model, scheme: Scheme, summaries: Mapping[str, Summary], options: QuantizeOptions
+    model: ir.Model,
+    scheme: Scheme,
+    summaries: Mapping[str, Summary],
+    options: QuantizeOptions,
+    precision: QuantizedFormat = "int8",
 ) -> Plan:
-    """Return the plan of a scheme for a model; refuse a model with nothing to quantize."""
+    """Return the plan of a scheme for a model; refuse a model with nothing to quantize.
+
+    A format without scales of activations needs no summaries.
+    """
     require_float_model(model)
     observed = skip_infinite_tensors(find_observed_tensors(model), summaries)
     layers = place_quantizers(model, scheme, observed, options.selection)
@@ -80,6 +88,7 @@ def make_plan(
         tensors=_used_ranges(model.graph, layers, ranges),
         rest=options.rest,
         portable=scheme.portable,
+        precision=precision,
     )
 
 

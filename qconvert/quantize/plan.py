@@ -12,6 +12,7 @@ import numpy as np
 import pydantic
 from numpy.typing import NDArray
 
+from qconvert.core.formats import QuantizedFormat
 from qconvert.core.scales import FloatArray, Grid, Range
 
 FORMAT = 1
@@ -37,8 +38,9 @@ class WeightSlot(StrictKeys):
 class LayerPlan(StrictKeys):
     """What happens to one node.
 
-    `inputs` are the indices of the activations that it reads quantized; with `output`, every reader
-    gets its outputs quantized. `left` is the reason why the node stays in float, `note` a remark.
+    `inputs` are the indices of the activations that it reads quantized, by ranges of the plan; with
+    `output`, every reader gets its outputs quantized. `left` is the reason why the node stays in
+    float, `note` a remark.
     """
 
     op: str
@@ -53,12 +55,13 @@ class LayerPlan(StrictKeys):
 class Plan(StrictKeys):
     """Everything that `apply_plan` does to the model with the fingerprint `model`.
 
-    `tensors` has the range of each quantized activation, `method` and `weight_method` say how
-    ranges and weight scales were chosen. Scales are exact in the type of `rest`, the precision of
-    all other operators. With `integer_bias`, biases become integers too. `equalized` has for some
-    tensors the factors by which their channels are divided first. `learned` is the digest of the
-    learned weights that belong to the plan; they are in a file beside it. With `portable`, pairs of
-    weights are limited, so that x86 without VNNI computes the same answers.
+    `precision` is the number format of what is quantized. `tensors` has the range of each
+    quantized activation, `method` and `weight_method` say how ranges and weight scales were
+    chosen. Scales are exact in the type of `rest`, the precision of all other operators. With
+    `integer_bias`, biases become integers too. `equalized` has for some tensors the factors by
+    which their channels are divided first. `learned` is the digest of the learned weights that
+    belong to the plan; they are in a file beside it. With `portable`, pairs of weights are
+    limited, so that x86 without VNNI computes the same answers.
     """
 
     model: str
@@ -74,6 +77,7 @@ class Plan(StrictKeys):
     portable: bool = False
     equalized: dict[str, tuple[float, ...]] = field(default_factory=dict)
     learned: str = ""
+    precision: QuantizedFormat = "int8"
     format: int = FORMAT
 
     def __post_init__(self) -> None:

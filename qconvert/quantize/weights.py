@@ -223,6 +223,16 @@ def weight_array(value: ir.Value, node: ir.Node) -> FloatArray:
     return array
 
 
+def rounded_integers(
+    layer: WeightedLayer, qparams: QuantParams, learned: RoundedWeights
+) -> NDArray[np.generic]:
+    """Return the integers of a layer: learned ones that have these steps, else the nearest."""
+    rounded = learned.get(layer.node.name or "")
+    if rounded is not None and qparams.scale is rounded.steps and layer.paired is None:
+        return rounded.integers
+    return quantize_weight(weight_array(layer.weight, layer.node), qparams, layer.paired)
+
+
 def quantize_weight(
     array: FloatArray, qparams: QuantParams, paired: ir.Node | None = None
 ) -> NDArray[np.generic]:

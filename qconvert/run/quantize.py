@@ -1,22 +1,22 @@
 """The job `quantize`: from a model and its calibration to one ONNX file in another precision."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from qconvert import backends, sources
-from qconvert.backends.base import FLOAT, BackendRequirements, EngineVariant, scheme_for
+from qconvert.backends.base import FLOAT, EngineVariant, scheme_for
 from qconvert.backends.ort import open_cpu
 from qconvert.calibrate.calibration import Calibration
 from qconvert.core import onnx_io
 from qconvert.core.cache import file_sha256
 from qconvert.core.config import QuantizeConfig
 from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.formats import FORMATS
 from qconvert.core.progress import megabytes, start_step
 from qconvert.core.tensors import Tensors, batch_size, output_array, random_inputs
 from qconvert.graph.fp16.convert import HalfModel, HalfPrecision, convert_to_half
@@ -25,7 +25,7 @@ from qconvert.graph.patterns import find_quantizer, is_quantized
 from qconvert.graph.taps import find_observed_tensors
 from qconvert.measure.output_error import sqnr_db
 from qconvert.measure.training_curve import TrainingCurve
-from qconvert.optimize.calibration_set import MISSING_IMAGES, MISSING_IMAGES_HINT, CalibrationSet
+from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import EFFORTS, Candidate
 from qconvert.optimize.equalization import choose_equalization, choose_factors
 from qconvert.optimize.learned_rounding import learn_rounding
@@ -35,14 +35,19 @@ from qconvert.quantize import placement, plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.low_bits import describe_low_bits
-from qconvert.quantize.placement import AUTO_METHOD, OUTPUT_ERROR_METHOD
 from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision, RoundedWeights
 from qconvert.quantize.saturation import PairSums, describe_saturation, find_saturation
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, with_preprocessing
+from qconvert.run.quantize_request import (
+    QuantizeRequest,
+    require_float_source,
+    require_matching_plan,
+    require_supported,
+)
 from qconvert.run.quantized_source import FloatModel, load_float, plan_of_training
 from qconvert.run.run_folder import require_output_file
-from qconvert.run.training import BEFORE_TRAINING, TRAIN, require_torch, require_trainable, train
+from qconvert.run.training import BEFORE_TRAINING, TRAIN, require_trainable, train
 from qconvert.sources import LoadedModel
 
 # The first opset in which every operator of a network supports bfloat16.
@@ -52,20 +57,8 @@ MIN_SQNR_DB = 3.0
 
 
 @dataclass(frozen=True)
-class QuantizeRequest:
-    """What to convert to, and the inputs; with a `plan` no images or calibration are needed."""
-
-    out: Path
-    backend: str
-    precision: Literal["int8", "fp16", "bf16"]
-    calibration: Path | None = None
-    plan: Path | None = None
-    keep_io: bool = True
-
-
-@dataclass(frozen=True)
 class QuantizeSpec:
-    """What to convert a model to: INT8 by the `saved` plan or a new one, and beside it `rest`.
+    """What to convert a model to: integers by the `saved` plan or a new one, beside them `rest`.
 
     `notes` say where a saved plan comes from.
     """
@@ -105,9 +98,10 @@ class Quantized:
 def quantize(context: JobContext, request: QuantizeRequest) -> Quantized:
     """Convert the model of the settings for a backend, and write it."""
     config, out = context.config, request.out
-    _require_supported(context, request)
+    require_supported(context, request)
     require_output_file(out)
-    source = load_float(context, quantizing=request.precision == "int8")
+    variant = EngineVariant(request.backend, request.precision)
+    source = load_float(context, quantizing=variant.is_quantized)
     loaded, requirements = source.loaded, backends.requirements(request.backend)
     spec = _make_spec(source, request, context)
     calibration = None
@@ -125,50 +119,57 @@ def quantize(context: JobContext, request: QuantizeRequest) -> Quantized:
     share = f", {size / before:.0%} of {megabytes(before)}" if before else ""
     end(f"{out}, {megabytes(size)}{share}, sha256 {file_sha256(out)[:12]}", False)
     notes = list(requirements.notes) if result.plan is not None else []
-    if result.plan is not None and result.plan.integer_bias:
+    if result.plan is not None and multiplies_bytes(result.plan):
         notes.append(describe_saturation(find_saturation(result.model)))
     return Quantized(loaded, result, (*notes, *result.notes))
 
 
 def _make_spec(source: FloatModel, request: QuantizeRequest, context: JobContext) -> QuantizeSpec:
-    """Return what to convert to; raise for INT8 without ranges, and with nothing to quantize."""
+    """Return what to convert to; raise without ranges that it needs, or with nothing to quantize."""
     config = context.config
     settings, variant = config.quantize, EngineVariant(request.backend, request.precision)
     rest = FLOAT.get(request.precision) or settings.rest or "fp32"
     spec = QuantizeSpec(variant, rest, keep_io=request.keep_io)
     if request.plan is not None:
         saved = plan_files.load_plan(request.plan)
-        _require_matching_plan(saved.plan, settings, request)
+        require_matching_plan(saved.plan, settings, request)
         return replace(spec, rest=saved.plan.rest, saved=saved)
-    if request.precision != "int8":
+    if not variant.is_quantized:
         return spec
+    require_float_source(source, [variant])
     if source.trained is not None:
         trained = plan_of_training(source.trained, request.backend, rest, settings)
         return replace(spec, saved=trained.saved, notes=trained.notes)
-    if not (config.calibration.images or request.calibration):
+    if variant.needs_ranges and not (config.calibration.images or request.calibration):
         raise UsageError(
             "INT8 needs the value range of every tensor",
             hint="measure them on images: `--images PATH`, or give `--calibration FILE`",
         )
-    requirements = backends.requirements(request.backend)
-    placement.require_quantizable(place_layers(source.loaded.model, settings, requirements))
-    require_trainable(source.loaded, context)
+    require_quantizable(source.loaded.model, settings, variant)
+    if variant.needs_ranges:
+        require_trainable(source.loaded, context)
     return spec
+
+
+def require_quantizable(model: ir.Model, settings: QuantizeConfig, variant: EngineVariant) -> None:
+    """Refuse a model of which a variant can quantize nothing, before any work."""
+    placement.require_quantizable(place_layers(model, settings, variant))
 
 
 def preview_layers(context: JobContext, request: QuantizeRequest) -> dict[str, LayerPlan]:
     """Return how the scheme of a backend would quantize each node, without any image."""
-    requirements = backends.requirements(request.backend)
-    _require_supported(context, request)
-    if requirements.scheme is None or request.precision != "int8":
+    require_supported(context, request)
+    variant = EngineVariant(request.backend, request.precision)
+    if not variant.is_quantized:
         raise UsageError(
             f"{request.precision} converts every node, so there is no plan",
             hint="show a plan with `--precision int8`",
         )
     source, settings = load_float(context, quantizing=True), context.config.quantize
+    require_float_source(source, [variant])
     if source.trained is not None:
         return plan_of_training(source.trained, request.backend, "fp32", settings).saved.plan.layers
-    return place_layers(source.loaded.model, settings, requirements)
+    return place_layers(source.loaded.model, settings, variant)
 
 
 @dataclass(frozen=True)
@@ -188,29 +189,28 @@ def inspect_layers(context: JobContext, backend: str) -> Inspection:
     if plan is not None or is_quantized(model):
         layers = plan.layers if plan is not None else plan_files.read_layers(model)
         # ONNX Runtime's CPU provider computes other plans in float.
-        is_integer = plan is None or plan.integer_bias
+        is_integer = plan is None or multiplies_bytes(plan)
         notes = describe_low_bits(model, plan) if plan is not None else ()
         return Inspection(layers, find_saturation(model) if is_integer else None, notes)
     return Inspection(preview_layers(context, QuantizeRequest(Path("model.onnx"), backend, "int8")))
 
 
-def require_portable_has_effect(settings: QuantizeConfig, names: Sequence[str]) -> None:
-    """Raise where pairs of weights should be limited, and no backend adds them in 16 bits."""
-    schemes = [backends.requirements(name).scheme for name in names]
-    if settings.portable and not any(scheme and scheme.integer_bias for scheme in schemes):
-        targets = ", ".join(f"`{name}`" for name in names)
-        raise UsageError(
-            f"`--portable` is for `cpu`: {targets} adds products in 32 bits",
-            hint="leave `--portable` out",
-        )
+def multiplies_bytes(plan: Plan) -> bool:
+    """Whether ONNX Runtime's CPU provider multiplies bytes by bytes in the graph of a plan.
+
+    It computes Q/DQ nodes without integer biases in float.
+    """
+    return plan.integer_bias or FORMATS[plan.precision].activations == "at run time"
 
 
 def place_layers(
-    model: ir.Model, settings: QuantizeConfig, requirements: BackendRequirements
+    model: ir.Model, settings: QuantizeConfig, variant: EngineVariant
 ) -> dict[str, LayerPlan]:
-    """Return how the scheme of a backend would quantize each node; this needs no image."""
+    """Return how the scheme of a variant would quantize each node; this needs no image."""
     placement.require_float_model(model)
-    scheme, observed = scheme_for(settings, requirements), find_observed_tensors(model)
+    requirements = backends.requirements(variant.backend)
+    scheme = scheme_for(settings, requirements, variant.format)
+    observed = find_observed_tensors(model)
     selection = placement.Selection(settings.exclude, settings.only, settings.keep)
     return placement.place_quantizers(model, scheme, observed, selection)
 
@@ -224,9 +224,11 @@ def convert_precision(
         saved_plan = replace(spec.saved.plan, rest=rest)
         weights = spec.saved.weights
         result = QuantizedModel(loaded.model, saved_plan, weights, notes=spec.notes)
-    elif spec.variant.is_quantized:
+    elif spec.variant.needs_ranges:
         assert calibration is not None
         result, calibration = _make_plan(loaded, calibration, spec, context)
+    elif spec.variant.is_quantized:
+        result = _make_plan_without_ranges(loaded, spec, context.config.quantize)
     end = start_step(context.progress, "quantize")
     plan, notes = result.plan, list(result.notes)
     model, islands = loaded.model, dict[str, str]()
@@ -249,7 +251,7 @@ def convert_precision(
     else:
         _require_working(model, loaded)
     notes += describe_low_bits(model, plan) if plan is not None else ()
-    if plan is not None and not plan.integer_bias:
+    if plan is not None and FORMATS[plan.precision].needs_ranges and not plan.integer_bias:
         notes.append(
             "to check it on ONNX Runtime's CPU provider set `session.disable_quant_qdq` = 1: "
             "otherwise it quantizes the float biases, and the outputs are wrong"
@@ -275,89 +277,6 @@ def max_magnitudes(model: ir.Model, calibration: Calibration) -> dict[str, float
     return magnitudes | {
         name: magnitudes[source] for name, source in aliases if source in magnitudes
     }
-
-
-def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
-    """Raise for a request that the backend does not support, before any work."""
-    requirements = backends.requirements(request.backend)
-    settings, images = context.config.quantize, context.config.calibration.images
-    if request.out.suffix != ".onnx":
-        raise UsageError(
-            f"`{request.out}` does not end in .onnx", hint="name the file `-o MODEL.onnx`"
-        )
-    if why := requirements.unsupported.get(request.precision):
-        supported = [
-            name for name in ("fp16", "bf16", "int8") if name not in requirements.unsupported
-        ]
-        raise UsageError(
-            f"no {request.precision} for `{request.backend}`: {why}",
-            hint=f"it supports {' and '.join(supported)}",
-        )
-    if "names" in context.config.prepare.skip:
-        raise UsageError(
-            "a plan names nodes, so the pass `names` cannot be skipped",
-            hint="leave `names` out of `prepare.skip`",
-        )
-    if request.precision != "int8":
-        options = {"--rest": settings.rest is not None, "--plan": request.plan is not None}
-        options |= _node_options(settings)
-        if option := next((name for name, is_set in options.items() if is_set), ""):
-            raise UsageError(
-                f"`{option}` is for INT8; {request.precision} converts the whole model",
-                hint=f"leave `{option}` out, or ask for `--precision int8`",
-            )
-        return
-    require_portable_has_effect(settings, [request.backend])
-    require_torch(settings)
-    if settings.rest is not None and settings.rest not in requirements.rests:
-        raise UsageError(
-            f"beside INT8 `{request.backend}` computes in {' or '.join(requirements.rests)}, "
-            f"not {settings.rest}",
-            hint=f"leave `--rest` out, or choose `--rest {requirements.rests[0]}`",
-        )
-    if not request.keep_io and settings.rest in (None, "fp32") and request.plan is None:
-        raise UsageError(
-            "`--half-io` has no effect: no part of the model is in half precision",
-            hint="leave it out, or add `--rest fp16`",
-        )
-    needs_images = settings.method in (AUTO_METHOD, OUTPUT_ERROR_METHOD)
-    if needs_images and images is None and request.calibration is not None:
-        raise UsageError(MISSING_IMAGES, hint=MISSING_IMAGES_HINT)
-
-
-def _require_matching_plan(plan: Plan, settings: QuantizeConfig, request: QuantizeRequest) -> None:
-    """Raise for a plan of another backend, and for settings that the plan decides."""
-    requirements = backends.requirements(request.backend)
-    if plan.rest not in requirements.rests:
-        raise UsageError(
-            f"`{request.plan}` needs {plan.rest} beside INT8, which `{request.backend}` "
-            "does not support",
-            hint=f'write "rest": "{requirements.rests[0]}" into the plan',
-        )
-    if plan.scheme != request.backend:
-        raise UsageError(
-            f"`{request.plan}` is a plan for `{plan.scheme}`, not for `{request.backend}`",
-            hint=f"`--backend {plan.scheme}`, or make a plan for `{request.backend}`",
-        )
-    options = {
-        "--rest": settings.rest not in (None, plan.rest),
-        **_node_options(settings),
-        "--method": settings.method is not None,
-        "--weight-bits": settings.weight_bits != QuantizeConfig().weight_bits,
-        "--activation-bits": settings.activation_bits != QuantizeConfig().activation_bits,
-        "--portable": settings.portable is True and not plan.portable,
-        "--no-portable": settings.portable is False and plan.portable,
-        "--effort train": settings.effort == TRAIN,
-    }
-    if option := next((name for name, is_set in options.items() if is_set), ""):
-        raise UsageError(
-            f"`{option}` is decided by the plan of `--plan`",
-            hint=f"edit the plan, or leave `{option}` out",
-        )
-
-
-def _node_options(settings: QuantizeConfig) -> dict[str, bool]:
-    return {f"--{name}": bool(getattr(settings, name)) for name in ("exclude", "only", "keep")}
 
 
 def _make_plan(
@@ -393,6 +312,20 @@ def _make_plan(
         saved, notes, curve = trained.saved, (*notes, *trained.notes), trained.curve
     result = QuantizedModel(loaded.model, saved.plan, saved.weights, {}, tried, notes, curve)
     return result, candidate.calibration
+
+
+def _make_plan_without_ranges(
+    loaded: LoadedModel, spec: QuantizeSpec, settings: QuantizeConfig
+) -> QuantizedModel:
+    """Return the plan of a format whose graphs hold no scales of activations."""
+    name = spec.variant.format
+    scheme = scheme_for(settings, backends.requirements(spec.variant.backend), name)
+    selection = placement.Selection(settings.exclude, settings.only, settings.keep)
+    options = placement.QuantizeOptions(
+        FORMATS[name].activations, {}, settings.weight_scales, spec.rest, selection
+    )
+    plan = placement.make_plan(loaded.model, scheme, {}, options, name)
+    return QuantizedModel(loaded.model, plan)
 
 
 def _convert_rest(
@@ -440,7 +373,7 @@ def _describe(result: QuantizedModel, rest: str) -> str:
     parts = []
     if result.plan is not None:
         total, quantized = len(result.plan.layers), result.plan.quantized
-        parts.append(f"{quantized} of {total} nodes in int8")
+        parts.append(f"{quantized} of {total} nodes in {result.plan.precision}")
         parts += [f"{total - quantized} left in float"] if total > quantized else []
     if rest != "fp32":
         nodes = "the rest" if result.plan is not None else f"{len(result.model.graph)} nodes"

@@ -66,7 +66,7 @@ def plan_of_training(
     trained: TrainedModel, backend: str, rest: RestPrecision, settings: QuantizeConfig
 ) -> TrainedPlan:
     """Return the plan for a backend that computes what the model was trained to compute."""
-    scheme = backends.requirements(backend).scheme
+    scheme = backends.requirements(backend).schemes.get("int8")
     if scheme is None:
         raise UsageError(f"`{backend}` has no INT8 of its own", hint="choose another backend")
     defaults, chosen = asdict(QuantizeConfig()), asdict(settings)

@@ -52,7 +52,8 @@ from qconvert.run.context import (
     own_code,
     task_request,
 )
-from qconvert.run.quantize import QuantizeRequest, preview_layers
+from qconvert.run.quantize import preview_layers
+from qconvert.run.quantize_request import QuantizeRequest
 from qconvert.run.run_folder import SEARCH_RESULT
 from qconvert.run.training import TRAIN
 from qconvert.run.variants import BuildInputs, ChosenVariants, engine_settings, make_graph

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from qconvert import backends, sources
 from qconvert.backends import system_probe
-from qconvert.backends.base import INTEGER, Availability, Engine, Precision, Session
+from qconvert.backends.base import INTEGER, Availability, Engine, Session
 from qconvert.core import onnx_io, run_files
 from qconvert.core.cache import file_sha256
 from qconvert.core.config import Config, ExportConfig
 from qconvert.core.errors import QConvertError, UsageError, first_line
+from qconvert.core.formats import Precision
 from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch
 from qconvert.graph.patterns import activation_sign, is_quantized
 from qconvert.images import ImageChoice

@@ -45,7 +45,7 @@ def tune_plans(
     context: RunContext,
 ) -> BuildInputs:
     """Train the plan of each engine that has one, and return the inputs with the new plans."""
-    tuned = [variant for variant in variants if variant.name in inputs.plans]
+    tuned = [v for v in variants if v.needs_ranges and v.name in inputs.plans]
     if not tuned:
         raise _nothing_to_train(context.folder)
     settings = context.config.quantize
@@ -76,7 +76,8 @@ def preview_tuning(run: Path, request: TuneRequest, context: JobContext) -> list
     require_same_settings(folder, config)
     require_torch(replace(config.quantize, effort=TRAIN))
     chosen = choose_variants(config.build, plan_only=True).variants
-    tuned = [v.name for v in chosen if (folder.engine(v.name) / PLAN_FILE).is_file()]
+    plans = (v for v in chosen if (folder.engine(v.name) / PLAN_FILE).is_file())
+    tuned = [variant.name for variant in plans if variant.needs_ranges]
     if not tuned:
         raise _nothing_to_train(folder)
     return [

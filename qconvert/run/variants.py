@@ -23,17 +23,16 @@ from qconvert.images.listing import ImageEntry, sha256sum_text
 from qconvert.measure.training_curve import TrainingCurve
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.quantize import plan_files
-from qconvert.quantize.placement import require_quantizable
 from qconvert.quantize.plan import Plan, RestPrecision
 from qconvert.quantize.trained_qdq import TrainedModel
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, RunContext, cache_key, with_preprocessing
 from qconvert.run.export import crash_check_once
-from qconvert.run.quantize import (
-    QuantizeSpec,
-    convert_precision,
-    place_layers,
+from qconvert.run.quantize import QuantizeSpec, convert_precision, require_quantizable
+from qconvert.run.quantize_request import (
+    require_float_source,
     require_portable_has_effect,
+    require_settings_have_effect,
 )
 from qconvert.run.quantized_source import load_float, plan_of_training
 from qconvert.run.run_folder import ENGINE_FILE, GRAPH_RECORD, OTHER_FOLDER, RunFolder
@@ -98,9 +97,9 @@ def choose_variants(settings: BuildConfig, *, plan_only: bool) -> ChosenVariants
             )
     variants, notes = list[EngineVariant](), list[str]()
     for name in available:
-        unsupported = backends.requirements(name).unsupported
+        requirements = backends.requirements(name)
         for precision in dict.fromkeys(settings.precisions):
-            if why := unsupported.get("int8" if precision == "mixed" else precision):
+            if why := requirements.why_not(precision):
                 notes.append(f"no {precision} for `{name}`: {why}")
             else:
                 variants.append(EngineVariant(name, precision))
@@ -114,10 +113,12 @@ def prepare_inputs(
 ) -> BuildInputs:
     """Read, clean and calibrate the model, and write both into the run."""
     config, folder = context.config, context.folder
-    if quantized := [variant.backend for variant in variants if variant.is_quantized]:
-        require_portable_has_effect(config.quantize, quantized)
+    if quantized := [variant for variant in variants if variant.is_quantized]:
+        require_portable_has_effect(config.quantize, [variant.backend for variant in quantized])
+        require_settings_have_effect(config.quantize, quantized)
         require_torch(config.quantize)
     source = load_float(context, quantizing=bool(quantized))
+    require_float_source(source, quantized)
     loaded = with_preprocessing(source.loaded, config.preprocess)
     if folder.model.is_file() and folder.has_results():
         earlier = onnx_io.fingerprint(onnx_io.load(folder.model))
@@ -126,15 +127,15 @@ def prepare_inputs(
     for variant in variants:
         _require_unedited_plan(folder.engine(variant.name) / PLAN_FILE, folder)
         if variant.is_quantized and source.trained is None:
-            requirements = backends.requirements(variant.backend)
-            require_quantizable(place_layers(loaded.model, config.quantize, requirements))
-    if quantized:
+            require_quantizable(loaded.model, config.quantize, variant)
+    ranged = [variant.backend for variant in quantized if variant.needs_ranges]
+    if ranged:
         require_trainable(loaded, context)
     for variant in variants if building else ():  # planning needs no builder
         _require_readable_graph(variant, loaded.path, context)
     inputs = BuildInputs(loaded, None)
     if source.trained is not None:
-        inputs = _add_training(inputs, source.trained, quantized, context)
+        inputs = _add_training(inputs, source.trained, ranged, context)
     onnx_io.save(loaded.model, folder.model)
     if config.calibration.images is None:
         _require_ranges(variants, inputs.plans)
@@ -189,7 +190,7 @@ def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> Bui
         file.parent.name: plan_files.load_plan(file)
         for file in folder.root.glob(f"{ENGINES}/*/{PLAN_FILE}")
     }
-    if any(variant.is_quantized and variant.name not in plans for variant in variants):
+    if any(variant.needs_ranges and variant.name not in plans for variant in variants):
         require_torch(config.quantize)
         require_trainable(loaded, context)
     if not folder.calibration.is_file() and config.calibration.images is None:
@@ -223,9 +224,10 @@ def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext)
     """Return the graph of a variant; cached."""
     end = start_step(context.progress, "quantize")
     model, calibration = inputs.loaded.model, inputs.calibration
-    rest, scheme = rest_precision(variant, context), backends.requirements(variant.backend).scheme
+    rest, schemes = rest_precision(variant, context), backends.requirements(variant.backend).schemes
     saved = inputs.plans.get(variant.name)
     is_new = variant.is_quantized and saved is None
+    scheme = schemes[variant.format] if is_new else None
     spec = QuantizeSpec(variant, rest, saved)
 
     def make(folder: Path) -> None:
@@ -256,7 +258,7 @@ def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext)
         known=abilities,
         settings=config_file.as_dict(context.config)["quantize"] if is_new else {},
         plan=saved and plan_files.plan_to_json(saved.plan),
-        scheme=repr((scheme.name, scheme.activations)) if is_new and scheme else "",
+        scheme=repr((variant.format, scheme.name, scheme.activations)) if scheme else "",
         rest=rest,
     )
     entry, hit = context.cache.get_or_make("rewrite", key, make)
@@ -354,7 +356,7 @@ def _require_unedited_plan(plan: Path, folder: RunFolder) -> None:
 
 def _require_ranges(variants: Sequence[EngineVariant], plans: Collection[str]) -> None:
     """Reject INT8 without a plan or calibration images."""
-    if any(variant.is_quantized and variant.name not in plans for variant in variants):
+    if any(variant.needs_ranges and variant.name not in plans for variant in variants):
         raise UsageError(
             "INT8 needs the value range of every tensor",
             hint="start a new run with images: `--images PATH`, or leave out INT8: "

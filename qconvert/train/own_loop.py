@@ -194,8 +194,8 @@ def prepare(
     saved = plan if plan is None or isinstance(plan, PlanWithWeights) else _load(Path(plan))
     network = load_network(source, inputs, settings or {}, trust=trust)
     name = backend or (saved.plan.scheme if saved else _first_backend(network.settings))
-    if name not in backends.BACKENDS or backends.requirements(name).scheme is None:
-        names = [key for key in backends.BACKENDS if backends.requirements(key).scheme]
+    if name not in backends.BACKENDS or "int8" not in backends.requirements(name).schemes:
+        names = [key for key in backends.BACKENDS if "int8" in backends.requirements(key).schemes]
         raise UsageError(
             f"`{name}` has no INT8 graphs to train", hint=f"choose one of {', '.join(names)}"
         )

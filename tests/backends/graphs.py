@@ -7,16 +7,16 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qconvert import backends
-from qconvert.backends.base import FLOAT, Precision
+from qconvert.backends.base import FLOAT
 from qconvert.calibrate.summary import Summary
 from qconvert.core import onnx_io
+from qconvert.core.formats import Precision, quantized_format
 from qconvert.core.tensors import Tensors
 from qconvert.graph.fp16.convert import convert_to_half
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan
 from tests.calibrate.activations import summarize
 from tests.models import floats, mixed
-from tests.quantize.quantized_models import scheme
 
 
 def images(count: int = 4) -> Tensors:
@@ -30,10 +30,11 @@ def _summaries() -> Mapping[str, Summary]:
 
 @cache
 def make_graph(backend: str, precision: Precision) -> ir.Model:
-    """Return the network as a backend takes it; INT8 in the backend's own scheme."""
+    """Return the network as a backend takes it; integers in the backend's own scheme."""
     model = mixed()
-    if precision not in FLOAT:
-        plan = make_plan(model, scheme(backend), _summaries(), QuantizeOptions())
+    if (name := quantized_format(precision)) is not None:
+        required, options = backends.requirements(backend).schemes[name], QuantizeOptions()
+        plan = make_plan(model, required, _summaries(), options, name)
         return apply_plan(model, plan)
     dtype = FLOAT[precision]
     if dtype == "fp32" or not backends.requirements(backend).strongly_typed:

@@ -11,19 +11,12 @@ import pytest
 
 from qconvert import backends
 from qconvert.backends import BACKENDS, cpu, cuda, cuda_runtime, tensorrt, tensorrt_rtx
-from qconvert.backends.base import (
-    Availability,
-    Backend,
-    BuildSpec,
-    Engine,
-    Precision,
-    Profile,
-    choose_profile,
-)
+from qconvert.backends.base import Availability, Backend, BuildSpec, Engine, Profile, choose_profile
 from qconvert.backends.ort import open_cpu
 from qconvert.backends.system_probe import detect
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
+from qconvert.core.formats import FORMATS, Precision, QuantizedFormat
 from tests import fake_backend
 from tests.backends.graphs import ignore_progress, images, make_graph, write_graph
 
@@ -46,7 +39,7 @@ NAMES = [
 RUN_ON = {"cuda": "real device", "tensorrt": "real device", "tensorrt-rtx": "real device"}
 BUILT_BY = RUN_ON | {"tensorrt-rtx": "real builder"}
 # FP16 differs by the order of additions, INT8 by a step where a value lies halfway between two.
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1, "int8": 5e-2}
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1, "int8": 5e-2, "int8-dynamic": 5e-2}
 SPEC = BuildSpec("fp32", Profile(1, 2, 4))
 
 
@@ -64,7 +57,7 @@ def require_backend(name: str, *, runs: bool = False) -> Backend:
 
 def build(name: str, precision: Precision, root: Path) -> Engine:
     backend = require_backend(name)
-    if reason := backend.requirements().unsupported.get(precision):
+    if reason := backend.requirements().why_not(precision):
         pytest.skip(reason)
     folder = root / "engine"
     folder.mkdir()
@@ -78,7 +71,7 @@ def test_registered_backends_are_in_contract_tests() -> None:
 
 
 @pytest.mark.proves("{name}", "build in {precision}", by=BUILT_BY)
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", *FORMATS])
 @pytest.mark.parametrize("name", NAMES)
 def test_build_writes_the_graph_and_counts_the_bytes_of_the_engine(
     name: str, precision: Precision, tmp_path: Path
@@ -94,7 +87,7 @@ def test_build_writes_the_graph_and_counts_the_bytes_of_the_engine(
 
 
 @pytest.mark.proves("{name}", "outputs in {precision}", by=RUN_ON)
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", *FORMATS])
 @pytest.mark.parametrize("name", NAMES)
 def test_engine_outputs_equal_those_of_its_graph(
     name: str, precision: Precision, tmp_path: Path
@@ -111,7 +104,7 @@ def test_engine_outputs_equal_those_of_its_graph(
 
 
 @pytest.mark.proves("{name}", "precision of each layer read back", by=RUN_ON)
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", *FORMATS])
 @pytest.mark.parametrize("name", NAMES)
 def test_coverage_counts_every_node_once(name: str, precision: Precision, tmp_path: Path) -> None:
     require_backend(name, runs=True)
@@ -132,6 +125,15 @@ def test_bind_returns_a_run_if_there_is_a_device(name: str, tmp_path: Path) -> N
     if run is not None:
         run.enqueue()
         cuda_runtime.synchronize(run.stream)
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_backend_has_a_scheme_of_a_format_or_a_reason_of_its_own(
+    name: str, format_name: QuantizedFormat
+) -> None:
+    required = ALL[name].requirements()
+    assert (format_name in required.schemes) != bool(required.unsupported.get(format_name))
 
 
 @pytest.mark.parametrize("name", list(ALL))

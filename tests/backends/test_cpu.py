@@ -11,11 +11,12 @@ import onnx_ir as ir
 import pytest
 
 from qconvert.backends import cpu, ort
-from qconvert.backends.base import BuildSpec, Coverage, Engine, LoadSpec, Precision, Profile
+from qconvert.backends.base import BuildSpec, Coverage, Engine, LoadSpec, Profile
 from qconvert.backends.int8_class import recorded_class
 from qconvert.backends.ort_coverage import CASTING
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.formats import Precision
 from qconvert.core.tensors import random_inputs
 from tests.backends.graphs import ignore_progress, images, make_graph, write_graph
 from tests.models import mixed, tiny

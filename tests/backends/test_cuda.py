@@ -7,10 +7,11 @@ import onnx_ir as ir
 import pytest
 
 from qconvert.backends import cuda
-from qconvert.backends.base import BuildSpec, Engine, Precision, Profile
+from qconvert.backends.base import BuildSpec, Engine, Profile
 from qconvert.backends.system_probe import Installed
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
+from qconvert.core.formats import Precision
 from tests.backends.graphs import ignore_progress, write_graph
 from tests.models import from_text
 

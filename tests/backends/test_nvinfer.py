@@ -14,17 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from qconvert.backends import nvinfer, ort, subprocess_worker, tensorrt_rtx
-from qconvert.backends.base import (
-    BuildProgressCallback,
-    BuildSpec,
-    Engine,
-    LoadSpec,
-    Precision,
-    Profile,
-)
+from qconvert.backends.base import BuildProgressCallback, BuildSpec, Engine, LoadSpec, Profile
 from qconvert.backends.nvinfer import NativeBuildOptions, count_precisions, wrap_engine
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.formats import Precision
 from tests.backends.graphs import ignore_progress, write_graph
 from tests.models import from_text, mixed
 

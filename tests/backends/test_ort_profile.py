@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from qconvert.backends.base import Engine, Precision
+from qconvert.backends.base import Engine
 from qconvert.backends.ort_profile import OperatorTime, profile_engines, read_profile
 from qconvert.core import onnx_io
+from qconvert.core.formats import Precision
 from qconvert.quantize.apply_plan import apply_plan
 from tests.models import floats, mixed
 from tests.quantize.quantized_models import planned

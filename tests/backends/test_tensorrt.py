@@ -10,13 +10,14 @@ import pytest
 
 import qconvert.backends
 from qconvert.backends import tensorrt
-from qconvert.backends.base import BuildSpec, Engine, LoadSpec, Precision, Profile
+from qconvert.backends.base import BuildSpec, Engine, LoadSpec, Profile
 from qconvert.backends.nvinfer import CONTEXT
 from qconvert.backends.system_probe import Installed
 from qconvert.backends.tensorrt import engine_files, load_options, profile_options, read_options
 from qconvert.backends.versions import find_release, loads_in_provider
 from qconvert.core.config import TensorrtConfig
 from qconvert.core.errors import UsageError
+from qconvert.core.formats import Precision
 from qconvert.core.tensors import TensorSpec
 from qconvert.quantize.plan import RestPrecision
 

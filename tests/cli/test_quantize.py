@@ -18,6 +18,7 @@ from tests.models import MIXED_SHAPES, floats, mixed, tiny
 from tests.strongly_typed import build
 
 Command = Callable[..., Outcome]
+DYNAMIC = ("--precision", "int8-dynamic")
 
 
 @pytest.fixture(autouse=True)
@@ -206,7 +207,7 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
         (["--backend", "cuda", "--images", "images"], "no int8 for `cuda`"),
         (["--precision", "bf16"], "no bf16 for `cpu`"),
         (["--rest", "fp16", "--images", "images"], "computes in fp32, not fp16"),
-        (["--precision", "fp16", "--rest", "fp16"], "`--rest` is for INT8"),
+        (["--precision", "fp16", "--rest", "fp16"], "`--rest` is for integers"),
         (["--backend", "tensorrt", "--portable"], "`--portable` is for `cpu`: `tensorrt` adds"),
         ([], "INT8 needs the value range"),
         (["--images", "images", "--method", "best"], "there is no range method `best`"),
@@ -217,6 +218,10 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
         (["--images", "images", "-o", "out.engine"], "does not end in .onnx"),
         (["--calibration", "none.npz"], "`none.npz` does not exist"),
         (["--plan", "none.json"], "`none.json`"),
+        ([*DYNAMIC, "--backend", "tensorrt"], "TensorRT fixes the scales of INT8 when it builds"),
+        ([*DYNAMIC, "--method", "mse"], "`--method` has no effect: int8-dynamic has no ranges"),
+        ([*DYNAMIC, "--activation-bits", "6"], "`--activation-bits` has no effect"),
+        ([*DYNAMIC, "--effort", "train"], "`--effort train` has no effect"),
     ],
 )
 def test_contradictory_quantize_options_are_refused(
@@ -310,3 +315,42 @@ def test_quantize_and_inspect_say_that_low_bits_gain_nothing(qconvert: Command) 
     for text in (outcome.err, shown, *notes):
         assert "no runtime here is faster" in " ".join(text.split())
     assert ["4-bit weights" in notes[0], "4-bit activations" in notes[1]] == [True, True]
+
+
+def test_dynamic_int8_needs_no_images(qconvert: Command) -> None:
+    outcome = quantized(qconvert, *DYNAMIC, "--plan-out", "plan.json")
+    rows = {row.split()[0]: row.split()[1:4] for row in outcome.out.splitlines()[2:]}
+    assert rows["Gemm"] == ["1", "1", "0"]
+    assert rows["Conv"] == ["5", "0", "5"]
+    assert "note: portable: every x86" in outcome.err
+    plan = json.loads(Path("plan.json").read_text())
+    assert (plan["precision"], plan["tensors"]) == ("int8-dynamic", {})
+    lines = qconvert("inspect", "out.onnx", "--quantized").out.splitlines()
+    assert "Gemm 1 1 0" in [" ".join(line.split()) for line in lines]
+    before = Path("out.onnx").read_bytes()
+    quantized(qconvert, *DYNAMIC, "--plan", "plan.json")
+    assert Path("out.onnx").read_bytes() == before
+    outcome = qconvert("quantize", "net.onnx", "--plan", "plan.json", "-o", "again.onnx")
+    assert outcome.code == 2
+    assert "is a plan for int8-dynamic, not for int8" in outcome.err
+
+
+def test_model_without_products_is_refused_by_dynamic_int8(qconvert: Command) -> None:
+    outcome = qconvert("quantize", "net.onnx", *DYNAMIC, "--exclude", "Gemm", "-o", "out.onnx")
+    assert outcome.code == 3
+    assert "there is nothing to quantize in this model" in outcome.err
+    assert "scales at run time cost a convolution more time" in outcome.err
+    assert not Path("out.onnx").exists()
+
+
+def test_dry_run_shows_what_dynamic_int8_takes(qconvert: Command) -> None:
+    outcome = qconvert("quantize", "net.onnx", *DYNAMIC, "--dry-run", "--json")
+    layers = json.loads(outcome.out)["layers"]
+    assert [name for name, layer in layers.items() if not layer["left"]] == ["scores"]
+
+
+def test_dynamic_int8_refuses_a_model_that_is_quantized_already(qconvert: Command) -> None:
+    quantized(qconvert, "--images", "images", "--effort", "none")
+    outcome = qconvert("quantize", "out.onnx", *DYNAMIC, "-o", "again.onnx")
+    assert outcome.code == 2
+    assert "is quantized already, and int8-dynamic cannot keep its scales" in outcome.err

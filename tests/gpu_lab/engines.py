@@ -18,8 +18,9 @@ import onnx_ir as ir
 
 from qconvert import backends
 from qconvert.backends import cuda_runtime
-from qconvert.backends.base import BuildSpec, Engine, Precision, Profile
+from qconvert.backends.base import BuildSpec, Engine, Profile
 from qconvert.core import onnx_io
+from qconvert.core.formats import Precision
 from tests.backends.graphs import make_graph
 from tests.gpu_lab.lab.environment import Finished, Host
 from tests.models import floats

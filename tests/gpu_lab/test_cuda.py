@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from qconvert.backends.base import Precision
 from qconvert.backends.cuda import KERNELS
+from qconvert.core.formats import Precision
 from tests.gpu_lab.cuda_kernels import read_on
 from tests.gpu_lab.engines import do, prepare, result
 from tests.gpu_lab.lab import environment, generate

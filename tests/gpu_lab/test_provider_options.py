@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qconvert.backends.base import Precision
+from qconvert.core.formats import Precision
 from tests.backends.graphs import make_graph
 from tests.backends.test_tensorrt import IMAGE, build_options, provider_engine
 from tests.gpu_lab.engines import do, prepare, result

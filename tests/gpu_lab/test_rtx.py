@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvert.backends.base import Precision
+from qconvert.core.formats import Precision
 from tests.backends.graphs import make_graph
 from tests.gpu_lab.conftest import Lab
 from tests.gpu_lab.engines import do, prepare, result

@@ -19,7 +19,7 @@ NONE = Selection()
 
 def scheme(name: str) -> Scheme:
     """Return the scheme of a backend."""
-    required = backends.requirements(name).scheme
+    required = backends.requirements(name).schemes.get("int8")
     assert required is not None
     return required
 

@@ -36,7 +36,7 @@ def net() -> ir.Model:
 
 
 def scheme() -> Scheme:
-    required = backends.requirements("cpu").scheme
+    required = backends.requirements("cpu").schemes.get("int8")
     assert required is not None
     return required
 

@@ -141,7 +141,7 @@ def test_name_with_brackets_matches_itself() -> None:
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
 @pytest.mark.parametrize("pattern", ["Conv", "middle"])
 def test_convolution_selected_by_only_is_quantized(backend: str, pattern: str) -> None:
-    scheme = backends.requirements(backend).scheme
+    scheme = backends.requirements(backend).schemes.get("int8")
     assert scheme is not None
     model = wide()
     layers = place_quantizers(

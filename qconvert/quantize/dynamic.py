@@ -1,0 +1,160 @@
+"""Dynamic INT8: weights are integers in the file, activations become integers at every run.
+
+    MatMul(x, W) + b   =>   q, s, z = DynamicQuantizeLinear(x)
+                            Cast(MatMulInteger(q, Wq, z)) * (s * Ws) + b
+
+s and z come from the smallest and the largest value of the tensor in this run, Ws has a scale for
+each column of W. ONNX Runtime fuses the nodes into one DynamicQuantizeMatMul, or into
+MatMulIntegerToFloat where several products read x, which is then quantized once. A Gemm has its
+weight transposed in the file, `alpha` multiplied into Ws and `beta` into its bias.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from qconvert.graph import patterns
+from qconvert.quantize.plan import BIAS_SLOT, LayerPlan, Plan, RoundedWeights
+from qconvert.quantize.qdq_builder import QDQBuilder
+from qconvert.quantize.scheme import (
+    MIN_CHANNELS,
+    SUBGRAPHS,
+    OperatorRule,
+    activation_slots,
+    constant_weight,
+    float_activations,
+    leave_in_float,
+    linear_layer,
+    matrix_weight,
+)
+from qconvert.quantize.weights import find_weighted_layers, rounded_integers, weight_qparams
+
+
+def weighted_layer(node: ir.Node) -> LayerPlan:
+    """Quantize the weight; the activation needs no range."""
+    return LayerPlan(node.op_type, weight=linear_layer(node).weight)
+
+
+def one_activation(node: ir.Node) -> str:
+    """Refuse a product without a weight, as those of attention."""
+    return "it multiplies two activations" if len(activation_slots(node)) == 2 else ""
+
+
+def untransposed_input(node: ir.Node) -> str:
+    """Refuse a Gemm that transposes its input."""
+    transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 1
+    return "it transposes its input" if transposed else ""
+
+
+def large_weight(node: ir.Node) -> str:
+    """Refuse a weight that is too small to make up for the pass that quantizes the input."""
+    rows, columns = patterns.weight_shape(node)
+    if min(rows, columns) >= MIN_CHANNELS:
+        return ""
+    return f"a {rows}x{columns} weight is too small for integer kernels"
+
+
+DYNAMIC_RULES = (
+    OperatorRule(
+        frozenset({"Gemm", "MatMul"}),
+        weighted_layer,
+        checks=(
+            *(one_activation, constant_weight, float_activations, untransposed_input),
+            *(matrix_weight, large_weight),
+        ),
+    ),
+    leave_in_float(
+        *("Conv", "ConvTranspose"),
+        why="scales at run time cost a convolution more time than its integers save",
+    ),
+    SUBGRAPHS,
+)
+
+
+def quantize_at_run_time(
+    builder: QDQBuilder, layers: Mapping[ir.Node, LayerPlan], plan: Plan, learned: RoundedWeights
+) -> None:
+    """Let the products of a plan quantize their inputs themselves."""
+    weighted = list(find_weighted_layers(layers, plan))
+    quantized: dict[ir.Value, ir.Node] = {}
+    stored: dict[tuple[int, float], tuple[ir.Value, ir.Value]] = {}
+    for layer, qparams in zip(weighted, weight_qparams(weighted, plan, learned), strict=True):
+        value = layer.node.inputs[0]
+        assert value is not None
+        if value not in quantized:
+            quantized[value] = _add_quantizer(builder, value)
+        alpha = layer.node.attributes.get_float("alpha", 1.0)
+        key = id(qparams), alpha
+        if key not in stored:
+            integers, name = rounded_integers(layer, qparams, learned), str(layer.weight.name)
+            columns = integers.T if patterns.is_transposed(layer.node) else integers
+            stored[key] = (
+                builder.constant(np.ascontiguousarray(columns), f"{name}_quantized"),
+                builder.constant(np.float32(alpha) * qparams.scale, f"{name}_scale"),
+            )
+        _replace_product(builder, layer.node, quantized[value], *stored[key])
+    for layer in weighted:
+        if not layer.weight.uses() and not layer.weight.is_graph_output():
+            builder.graph.initializers.pop(layer.weight.name or "", None)
+
+
+def _add_quantizer(builder: QDQBuilder, value: ir.Value) -> ir.Node:
+    """Add the node that quantizes a tensor at every run; return it."""
+    name = str(value.name)
+    outputs = [
+        ir.val(builder.names.reserve(f"{name}_quantized"), ir.DataType.UINT8, value.shape),
+        ir.val(builder.names.reserve(f"{name}_scale"), ir.DataType.FLOAT, ir.Shape([])),
+        ir.val(builder.names.reserve(f"{name}_zero_point"), ir.DataType.UINT8, ir.Shape([])),
+    ]
+    node = ir.node("DynamicQuantizeLinear", [value], outputs=outputs, name=outputs[0].name)
+    if (producer := value.producer()) is None:
+        builder.graph.insert_before(builder.graph[0], node)
+    else:
+        builder.graph.insert_after(producer, node)
+    return node
+
+
+def _replace_product(
+    builder: QDQBuilder, node: ir.Node, quantizer: ir.Node, weight: ir.Value, weight_scale: ir.Value
+) -> None:
+    """Put the integer product in place of a node; it takes over its name and its output."""
+    output, float32 = node.outputs[0], ir.DataType.FLOAT
+    name, (integers, scale, zero_point) = str(output.name), quantizer.outputs
+    bias = _scaled_bias(builder, node)
+    product = builder.node(
+        "MatMulInteger", [integers, weight, zero_point], f"{name}_sums", ir.DataType.INT32
+    )
+    cast = builder.node(
+        "Cast", [product.outputs[0]], f"{name}_cast", float32, to=ir.DataType.FLOAT.value
+    )
+    scales = builder.node("Mul", [scale, weight_scale], f"{name}_scale", float32)
+    scaled = builder.node("Mul", [cast.outputs[0], scales.outputs[0]], f"{name}_scaled", float32)
+    nodes = [product, cast, scales, scaled]
+    if bias is not None:
+        nodes.append(builder.node("Add", [scaled.outputs[0], bias], f"{name}_biased", float32))
+    result = nodes[-1].outputs[0]
+    product.name, scales.outputs[0].shape = node.name, weight_scale.shape
+    for new in (product, cast, scaled, nodes[-1]):
+        new.outputs[0].shape = output.shape
+    builder.graph.insert_before(node, nodes)
+    output.replace_all_uses_with(result, replace_graph_outputs=True)
+    builder.graph.remove(node, safe=True)
+    result.name = name
+
+
+def _scaled_bias(builder: QDQBuilder, node: ir.Node) -> ir.Value | None:
+    """Return what a Gemm adds, times its `beta`; None if it adds nothing."""
+    bias = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else None
+    beta = node.attributes.get_float("beta", 1.0)
+    if bias is None or beta == 1.0:
+        return bias
+    factor, name = np.array(beta, np.float32), f"{bias.name}_scaled"
+    array = patterns.constant_array(bias)
+    if array is not None:
+        return builder.constant(factor * array.astype(np.float32), name)
+    product = builder.node(
+        "Mul", [bias, builder.constant(factor, f"{name}_factor")], name, bias.dtype
+    )
+    builder.graph.insert_before(node, product)
+    return product.outputs[0]
