@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from qconvert.cli import console, main
 from qconvert.cli.error_boundary import run_guarded
 from qconvert.core import onnx_io
-from tests import models, runs
+from tests import models, runs, shared
 from tests.gpu_lab import table
 
 
@@ -34,6 +35,11 @@ def _interruptible() -> None:
     # A job in the background of a script ignores SIGINT, and so would all child processes.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    shared.begin_session(tmp_path_factory)
 
 
 @dataclass(frozen=True)
@@ -85,11 +91,9 @@ def tiny(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_run() -> Path:
     """Build a run with its model and images, once."""
-    root = tmp_path_factory.mktemp("shared")
-    runs.build(root)
-    return root
+    return shared.once("run", runs.build)
 
 
 @pytest.fixture
@@ -107,7 +111,7 @@ def write(model: ir.Model, path: Path) -> Path:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests of the shared run as slow: building it takes seconds in each worker.
+    """Mark tests of the shared run as slow: building it takes seconds.
 
     Tests of GPU backends let the report hold what they prove.
     """
@@ -115,3 +119,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "shared_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
     table.record(items)
+    _begin_with_long_files(items)
+
+
+def _begin_with_long_files(items: list[pytest.Item]) -> None:
+    """Order the files so that no worker of pytest-xdist ends alone with a long one."""
+    seconds = Counter[Path]()
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        seconds[item.path] += 100 if "long" in marks else 10 if "slow" in marks else 1
+    items.sort(key=lambda item: (-seconds[item.path], item.path))

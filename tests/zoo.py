@@ -8,6 +8,7 @@ trained network.
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from torch import nn
 from torch.nn import functional
 
 from qconvert.backends.ort import open_cpu
+from qconvert.core import onnx_io
 from qconvert.core.config import ExportConfig
 from qconvert.core.tensors import parse_spec, random_inputs
 from qconvert.graph.clean import clean_model
 from qconvert.sources.torch_export import from_module
+from tests import shared
 
 OPSET, PATCH = 20, 16
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -30,12 +33,18 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 @functools.cache
 def net(name: str) -> ir.Model:
     """Return a cleaned network with a dynamic batch; tests share it and must not change it."""
+    return onnx_io.load(shared.once(f"zoo-{name}", functools.partial(export, name)) / "net.onnx")
+
+
+def export(name: str, folder: Path) -> None:
+    """Write a cleaned network as `net.onnx`."""
     build, side = NETS[name]
     torch.manual_seed(0)
     module = settled(build(), side)
     source = from_module(name, module, [parse_spec(f"1x3x{side}x{side}")], ExportConfig())
     feeds = random_inputs(source.inputs, 2, seed=0)
-    return clean_model(source.model, OPSET, (), lambda model: open_cpu(model)(feeds)).model
+    cleaned = clean_model(source.model, OPSET, (), lambda model: open_cpu(model)(feeds))
+    onnx_io.save(cleaned.model, folder / "net.onnx")
 
 
 def settled(module: nn.Module, side: int) -> nn.Module:

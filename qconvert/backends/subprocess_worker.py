@@ -26,6 +26,9 @@ PROBE_SECONDS = 120
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
+# Jobs that did not fail when `why_it_fails` tried them in this process.
+_worked: set[tuple[object, ...]] = set()
+
 # On Linux: when memory runs out, the kernel kills the child rather than the waiting parent.
 OOM_PREAMBLE = """
 try:
@@ -164,13 +167,20 @@ def call(
 
 
 def why_it_fails(job: str, *args: object, product: str) -> tuple[str, str]:
-    """Return why a job fails in a child process and what to do, both empty if it does not fail."""
+    """Return why a job fails in a child process and what to do, both empty if it does not fail.
+
+    What worked once is not tried again in this process: starting a child takes a core for a second.
+    What failed is, since the user may have cured it.
+    """
+    if (job, *args) in _worked:
+        return "", ""
     try:
         call(job, *args, product=product, seconds=PROBE_SECONDS)
     except QConvertError as error:
         return str(error), error.hint
     except (OSError, RuntimeError) as error:  # a package does not import, as the last line says
         return str(error).splitlines()[-1], ""
+    _worked.add((job, *args))
     return "", ""
 
 

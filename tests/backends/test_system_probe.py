@@ -2,11 +2,12 @@
 
 import pytest
 
-from qconvert.backends import BACKENDS, probe
+from qconvert.backends import BACKENDS, probe, subprocess_worker
 from qconvert.backends.base import Availability
 from qconvert.backends.system_probe import Gpu, Installed, detect, provider_error
 from qconvert.backends.tensorrt_rtx import BUILDER
 from qconvert.backends.versions import PACKAGE
+from qconvert.core.errors import QConvertError
 from qconvert.core.pip_command import pip_install
 
 H200 = Gpu("NVIDIA H200", (9, 0))
@@ -116,6 +117,22 @@ def test_missing_provider_is_reported_and_never_falls_back() -> None:
     reason, cure = provider_error("NoSuchExecutionProvider", "pip install it")
     assert "built without NoSuchExecutionProvider" in reason
     assert cure == "pip install it"
+
+
+def test_what_worked_is_not_tried_again_and_what_failed_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probe("cpu", detect()).runs
+    started = []
+
+    def fail(*args: object, **options: object) -> None:
+        started.append(args)
+        raise QConvertError("the driver is gone", hint="")
+
+    monkeypatch.setattr(subprocess_worker, "call", fail)
+    assert probe("cpu", detect()).runs
+    assert not started
+    for _ in range(2):
+        assert provider_error("CUDAExecutionProvider", "")[0] == "the driver is gone"
+    assert len(started) == 2
 
 
 def test_backend_that_does_not_work_must_give_a_reason() -> None:
