@@ -160,7 +160,7 @@ def tensor_ranges(
         counts = equal_width_counts(summary, HISTOGRAM_BARS)
         kept = []
         for method in SHOWN_METHODS:
-            limits = methods.find_method(method)(summary, plan.activations)
+            limits = methods.find_method(method)(summary, plan.grid_of(name))
             kept.append(MethodInterval(method, limits.low, limits.high))
         ranges.append(
             TensorRange(
@@ -173,7 +173,7 @@ def tensor_ranges(
                 shares=tuple(_shorten(count / (float(counts.sum()) or 1.0)) for count in counts),
                 kept=tuple(kept),
                 chosen=MethodInterval(plan.method, chosen.low, chosen.high),
-                step=float(choose_qparams(chosen, plan.activations, plan.rest).scale),
+                step=float(choose_qparams(chosen, plan.grid_of(name), plan.rest).scale),
                 clipped=100 * clipped[name],
             )
         )

@@ -24,6 +24,7 @@ from qconvert.measure.layer_errors import LayerError, worst_layers
 from qconvert.measure.output_error import sqnr_from_powers
 from qconvert.quantize.cross_layer import scaled_tensors
 from qconvert.quantize.plan_files import read_equalization_factors
+from qconvert.quantize.shifted_tensors import read_changed_tensors
 
 ChannelMaps = NDArray[np.float32]
 PalettePixels = NDArray[np.uint8]
@@ -97,9 +98,10 @@ def collect_maps(
     feeds = pad_batch(feeds, size) if size else feeds
     shared = [comparable_tensors(reference, model) for model in models.values()]
     hidden = {value.name for value in reference.graph.inputs}
-    # Cross-layer equalization scales channels, whose maps differ from those of the reference.
+    # Equalization scales channels and shifts move grids: these maps differ from the reference's.
     for model in models.values():
         hidden |= scaled_tensors(reference.graph, read_equalization_factors(model))
+        hidden |= read_changed_tensors(reference.graph, model)
     values = values_by_name(reference.graph)
     axes = {
         name: channel_axis(values[name]) or 1

@@ -27,6 +27,7 @@ from qconvert.graph.error_attribution import (
 )
 from qconvert.graph.taps import PREFIX
 from qconvert.measure.output_error import sqnr_from_powers
+from qconvert.quantize.shifted_tensors import read_changed_tensors
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,13 @@ class LayerError:
 def measure_layer_errors(
     reference: ir.Model, model: ir.Model, batches: Iterable[Tensors]
 ) -> tuple[LayerError, ...]:
-    """Return the errors at every tensor of both networks, in the order of the reference."""
-    attribution, precisions = build_attribution_model(model, comparable_tensors(reference, model))
+    """Return the errors at every tensor of both networks, in the order of the reference.
+
+    A tensor that the plan shifts has another value in each; the next layer makes its error.
+    """
+    shifted = read_changed_tensors(reference.graph, model)
+    tensors = [name for name in comparable_tensors(reference, model) if name not in shifted]
+    attribution, precisions = build_attribution_model(model, tensors)
     if not precisions:
         raise QConvertError(
             "the two models have no tensor in common, so there are no layers to compare",

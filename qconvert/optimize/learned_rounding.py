@@ -175,7 +175,7 @@ def learn_layers(
     # The activations are quantized; the layers get their weights on the way.
     unweighted = {name: replace(layer, weight=None) for name, layer in plan.layers.items()}
     activations = replace(plan, layers=unweighted, integer_bias=False, learned="")
-    quantized = apply_plan(model, activations)
+    quantized = apply_plan(model, activations, keep_values=True)
     nodes = {node.name: node for node in quantized.graph}
     names = patterns.UniqueNames(patterns.tensor_names(quantized.graph))
     quantized_run = PartialExecution(quantized, open_model, batches)

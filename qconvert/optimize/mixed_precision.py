@@ -89,14 +89,19 @@ class SearchModel:
 
     def open(self, plan: Plan) -> RunModel:
         """Open the whole model, quantized by a plan."""
-        return open_cpu(apply_plan(self.model, plan, self.weights), keep_qdq=not plan.integer_bias)
+        return self._open(self.model, plan)
 
     def open_segment(self, segment: ir.Model, plan: Plan) -> RunModel:
         """Open a segment of the equalized model, quantized by the plan of the whole."""
         names = {node.name for node in segment.graph}
         layers = {name: layer for name, layer in plan.layers.items() if name in names}
         own = replace(plan, model=onnx_io.fingerprint(segment), layers=layers, equalized={})
-        return open_cpu(apply_plan(segment, own, self.weights), keep_qdq=not plan.integer_bias)
+        return self._open(segment, own)
+
+    def _open(self, model: ir.Model, plan: Plan) -> RunModel:
+        """Open a model with every tensor as the whole has it: a segment lacks what is around it."""
+        quantized = apply_plan(model, plan, self.weights, keep_values=True)
+        return open_cpu(quantized, keep_qdq=not plan.integer_bias)
 
 
 @dataclass(frozen=True)

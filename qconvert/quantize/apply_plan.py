@@ -4,6 +4,7 @@ The graph alone says what is quantized, so any runtime that follows ONNX compute
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -29,6 +30,7 @@ from qconvert.quantize.plan import (
 from qconvert.quantize.plan_files import require_matching_weights
 from qconvert.quantize.qdq_builder import QDQBuilder
 from qconvert.quantize.scheme import linear_layer
+from qconvert.quantize.shifted_tensors import require_shiftable, shift_tensors
 from qconvert.quantize.weights import (
     WeightedLayer,
     find_weighted_layers,
@@ -39,9 +41,17 @@ from qconvert.quantize.weights import (
 
 
 def apply_plan(
-    model: ir.Model, plan: Plan, learned: RoundedWeights = NO_ROUNDED_WEIGHTS
+    model: ir.Model,
+    plan: Plan,
+    learned: RoundedWeights = NO_ROUNDED_WEIGHTS,
+    *,
+    keep_values: bool = False,
 ) -> ir.Model:
-    """Return a copy of `model` with what the plan names quantized, `learned` weights exactly."""
+    """Return a copy of `model` with what the plan names quantized, `learned` weights exactly.
+
+    With `keep_values` no tensor is shifted: those of the plan have zero points, and all tensors hold
+    the values of the model.
+    """
     if onnx_io.fingerprint(model) != plan.model:
         raise UsageError(
             "the plan was made for another model", hint="omit `--plan` to make a plan for this one"
@@ -50,11 +60,15 @@ def apply_plan(
     model = equalize(model, plan.equalized)
     graph = model.graph
     layers = find_planned_layers(graph, plan)
+    if not keep_values:
+        require_shiftable(graph, plan)
     builder = QDQBuilder(graph)
     for node, layer in layers.items():
         if (rounded := learned.get(node.name or "")) is not None:
             set_weight(node, layer.weight, rounded, builder.names)
     REWRITES[plan.precision](builder, layers, plan, learned)
+    if not keep_values:
+        shift_tensors(graph, plan.shifted, builder.names)
     return model
 
 
@@ -108,7 +122,7 @@ def find_planned_layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, LayerPlan]
         if layer.weight is not None and not (
             patterns.constant_array(node.inputs[layer.weight.slot]) is not None
             and node.op_type in patterns.WEIGHTED
-            and layer.weight == linear_layer(node).weight
+            and replace(layer.weight, bits=None) == linear_layer(node).weight
         ):
             raise UsageError(
                 f"the plan has a wrong weight or axis for `{node.name}`",
@@ -164,7 +178,8 @@ def _quantize_activation(
         for use in value.uses()
         if for_all or (use.node in layers and use.idx in layers[use.node].inputs)
     ]
-    qparams = choose_qparams(plan.tensors[str(value.name)], plan.activations, plan.rest)
+    name = str(value.name)
+    qparams = choose_qparams(plan.tensors[name], plan.grid_of(name), plan.rest)
     result = builder.quantize(value, qparams)
     for node, slot in uses:
         node.replace_input_with(slot, result)

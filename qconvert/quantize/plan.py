@@ -4,7 +4,7 @@ A plan is data: `plan.json` can be read, edited and applied again to the model i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -28,10 +28,14 @@ class StrictKeys:
 
 @dataclass(frozen=True)
 class WeightSlot(StrictKeys):
-    """Which input of a node is its weight, and the axis of its output channels."""
+    """Which input of a node is its weight, the axis of its output channels, and its own bits.
+
+    A weight without bits of its own has the grid of the plan.
+    """
 
     slot: int
     axis: int
+    bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Plan(StrictKeys):
     `integer_bias`, biases become integers too. `equalized` has for some tensors the factors by
     which their channels are divided first. `learned` is the digest of the learned weights that
     belong to the plan; they are in a file beside it. With `portable`, pairs of weights are
-    limited, so that x86 without VNNI computes the same answers.
+    limited, so that x86 without VNNI computes the same answers. `shifted` names tensors whose
+    symmetric grid is shifted, so that it covers their range alone (`shifted_tensors`).
     """
 
     model: str
@@ -78,11 +83,20 @@ class Plan(StrictKeys):
     equalized: dict[str, tuple[float, ...]] = field(default_factory=dict)
     learned: str = ""
     precision: QuantizedFormat = "int8"
+    shifted: tuple[str, ...] = ()
     format: int = FORMAT
 
     def __post_init__(self) -> None:
         if not (self.weights.symmetric and self.weights.signed):
             raise ValueError("the grid of weights must be symmetric and signed")
+
+    def grid_of(self, tensor: str) -> Grid:
+        """Return the grid of an activation, before a shift makes it symmetric."""
+        return replace(self.activations, symmetric=tensor not in self.shifted and self.activations.symmetric)
+
+    def grid_of_weight(self, weight: WeightSlot) -> Grid:
+        """Return the grid of a weight."""
+        return self.weights if weight.bits is None else replace(self.weights, bits=weight.bits)
 
     @property
     def quantized(self) -> int:

@@ -120,9 +120,12 @@ WEIGHT_METHODS: Mapping[str, WeightMethod]
 WEIGHT_METHODS = {"minmax": minmax_qparams, "mse": mse_qparams}
 
 
+WeightKey = tuple[ir.Value, int, Grid, bool]
+
+
 @dataclass(frozen=True, eq=False)
 class WeightedLayer:
-    """A node with a weight, the scale of its input, and its bias if that is constant.
+    """A node with a weight, its grid, the scale of its input, and its bias if that is constant.
 
     `paired` is the node if its weights are limited in pairs, else None.
     """
@@ -131,15 +134,16 @@ class WeightedLayer:
     slot: int
     axis: int
     weight: ir.Value
+    grid: Grid
     input_scale: float
     bias: FloatArray | None
     integer_bias: bool
     paired: ir.Node | None = None
 
     @property
-    def key(self) -> tuple[ir.Value, int, bool]:
+    def key(self) -> WeightKey:
         """Layers with one key can share their integers."""
-        return self.weight, self.axis, self.paired is not None
+        return self.weight, self.axis, self.grid, self.paired is not None
 
     def with_room_for_bias(self, qparams: QuantParams) -> QuantParams:
         """Return scales with room for the bias: scale >= |bias| / (input_scale * MAX_INTEGER_BIAS).
@@ -181,7 +185,8 @@ def find_weighted_layers(
             _require_finite(bias, "bias", value, node)
         limited = plan.portable and pairs.adds_pairs(node, patterns.weight_shape(node))
         paired = node if limited else None
-        yield WeightedLayer(node, slot, axis, weight, input_scale, bias, integer_bias, paired)
+        grid = plan.grid_of_weight(layer.weight)
+        yield WeightedLayer(node, slot, axis, weight, grid, input_scale, bias, integer_bias, paired)
 
 
 def weight_qparams(
@@ -192,18 +197,18 @@ def weight_qparams(
     A layer whose bias needs scales much larger than the weight's own has its own integers:
     its bias must not make the weight coarse for all others.
     """
-    own: dict[tuple[ir.Value, int, bool], QuantParams] = {}
-    shared: dict[tuple[ir.Value, int, bool], QuantParams] = {}
+    own: dict[WeightKey, QuantParams] = {}
+    shared: dict[WeightKey, QuantParams] = {}
     for layer in layers:
         if layer.key not in own:
             array = weight_array(layer.weight, layer.node)
             rounded = learned.get(layer.node.name or "")
             if rounded is not None:
                 zero_points = np.zeros_like(rounded.steps, np.int32)
-                qparams = QuantParams(rounded.steps, zero_points, plan.weights, layer.axis)
+                qparams = QuantParams(rounded.steps, zero_points, layer.grid, layer.axis)
             else:
                 method = WEIGHT_METHODS[plan.weight_method]
-                qparams = method(array, plan.weights, layer.axis, plan.rest, layer.paired)
+                qparams = method(array, layer.grid, layer.axis, plan.rest, layer.paired)
             own[layer.key] = shared[layer.key] = qparams
         if layer.fits_bias(own[layer.key]):
             shared[layer.key] = layer.with_room_for_bias(shared[layer.key])

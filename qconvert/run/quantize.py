@@ -31,6 +31,8 @@ from qconvert.optimize.equalization import choose_equalization, choose_factors
 from qconvert.optimize.learned_rounding import learn_rounding
 from qconvert.optimize.plan_selection import initial_options, select_plan
 from qconvert.optimize.sensitive_blocks import keep_sensitive_blocks
+from qconvert.optimize.shifted_grids import EFFORTS_WITH_SHIFTS, shift_grids
+from qconvert.optimize.weight_bits import keep_sensitive_weights
 from qconvert.quantize import placement, plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
@@ -305,8 +307,12 @@ def _make_plan(
     plan, tried = select_plan(original, candidate, method, name)
     original = replace(original, calibration=candidate.calibration)
     plan, kept_notes = keep_sensitive_blocks(plan, original, name, context.cache)
+    plan, bits_notes = keep_sensitive_weights(plan, original, name, context.cache)
     saved, learned_notes = learn_rounding(plan, original, name, context.cache)
-    notes, curve = (*candidate.notes, *kept_notes, *learned_notes), None
+    notes, curve = (*candidate.notes, *kept_notes, *bits_notes, *learned_notes), None
+    if settings.effort in EFFORTS_WITH_SHIFTS:
+        saved, shift_notes = shift_grids(saved, original, name, context.cache)
+        notes = (*notes, *shift_notes)
     if settings.effort == TRAIN:
         trained = train(saved, original, settings.training_steps, context.cache)
         saved, notes, curve = trained.saved, (*notes, *trained.notes), trained.curve

@@ -32,7 +32,7 @@ from qconvert.quantize.plan import (
     RoundedWeights,
 )
 from qconvert.quantize.plan_files import PlanWithWeights
-from qconvert.quantize.weights import WeightedLayer, find_weighted_layers, weight_array
+from qconvert.quantize.weights import WeightedLayer, WeightKey, find_weighted_layers, weight_array
 from qconvert.train.fake_quantize import ActivationQuantizer, WeightQuantizer
 from qconvert.train.operators import OPERATORS, read_attributes, require_operators
 
@@ -81,7 +81,8 @@ class TrainableGraph(nn.Module):
         self.layers: list[TrainedLayer] = []
         self.tensors: dict[str, str] = {}  # plan's tensor -> quantizer
         self.constant_keys: dict[str, str] = {}  # tensor -> buffer
-        builder = _Reader(self, equalize(model, plan.equalized), apply_plan(model, plan, learned))
+        quantized = apply_plan(model, plan, learned, keep_values=True)
+        builder = _Reader(self, equalize(model, plan.equalized), quantized)
         builder.read(latent_in_steps)
         self.steps, self.inputs, self.outputs = builder.steps, builder.inputs, builder.outputs
 
@@ -176,7 +177,7 @@ class TrainableGraph(nn.Module):
             quantizer = self.activations[key]
             assert isinstance(quantizer, ActivationQuantizer)
             if isinstance(quantizer.log_step, nn.Parameter):
-                tensors[name] = _range(self.plan, quantizer, tensors[name])
+                tensors[name] = _range(self.plan, name, quantizer)
         weights = {}
         for layer in self.layers:
             quantizer_of_weight = self.weights[layer.weight]
@@ -215,10 +216,10 @@ class _Reader:
         layers = find_planned_layers(self.floats, self.plan)
         weighted = list(find_weighted_layers(layers, self.plan))
         nodes = {node.name or "": node for node in self.graph}
-        by_weight: dict[ir.Value, set[tuple[ir.Value, int, bool]]] = {}
+        by_weight: dict[ir.Value, set[WeightKey]] = {}
         for layer in weighted:
             by_weight.setdefault(layer.weight, set()).add(layer.key)
-        keys: dict[tuple[ir.Value, int, bool], str] = {}
+        keys: dict[WeightKey, str] = {}
         for layer in weighted:
             # One constant cannot hold two sets of integers.
             if len(by_weight[layer.weight]) == 1:
@@ -232,7 +233,7 @@ class _Reader:
         self,
         layer: WeightedLayer,
         node: ir.Node,
-        keys: dict[tuple[ir.Value, int, bool], str],
+        keys: dict[WeightKey, str],
         latent_in_steps: bool,
     ) -> None:
         """Give a layer its weight and bias as parameters; layers that share a weight share both."""
@@ -247,7 +248,7 @@ class _Reader:
                 _tensor(weight_array(layer.weight, layer.node)),
                 _tensor(integers.astype(np.float32)),
                 _tensor(np.array(steps, np.float32).reshape(shape)),
-                largest=self.plan.weights.symmetric_max,
+                largest=layer.grid.symmetric_max,
                 pair_places=_pair_places(layer.paired, integers.shape),
                 in_steps=latent_in_steps,
             )
@@ -393,17 +394,18 @@ def _pair_places(node: ir.Node | None, shape: tuple[int, ...]) -> list[tuple[Ten
     ]
 
 
-def _range(plan: Plan, quantizer: ActivationQuantizer, before: Range) -> Range:
-    """Return the range that gives a quantizer's step and zero point."""
+def _range(plan: Plan, name: str, quantizer: ActivationQuantizer) -> Range:
+    """Return the range of a tensor that gives a quantizer's step and zero point."""
+    before, grid = plan.tensors[name], plan.grid_of(name)
     step, (low, high) = np.float32(quantizer.step), quantizer.limits
     if step == np.float32(quantizer.first_step):
         return before
-    if plan.activations.symmetric:
-        high = plan.activations.symmetric_max
+    if grid.symmetric:
+        high = grid.symmetric_max
         low = 0 if before.low >= 0 else -high
     first, last = (np.float32((limit - quantizer.zero_point) * step) for limit in (low, high))
     # Rounded ends may need the next larger step.
-    while choose_qparams(Range(float(first), float(last)), plan.activations).scale > step:
+    while choose_qparams(Range(float(first), float(last)), grid).scale > step:
         first, last = (np.nextafter(end, np.float32(0)) for end in (first, last))
     return Range(float(first), float(last))
 
