@@ -92,6 +92,26 @@ def constant_array(value: ir.Value | None) -> NDArray[np.generic] | None:
     return None if tensor is None else tensor.numpy()
 
 
+def dequantized_array(value: ir.Value | None) -> NDArray[Any] | None:
+    """Return the array behind a value, dequantized if it is stored as integers, else None."""
+    source = value.producer() if value is not None else None
+    if source is None or not is_standard(source, "DequantizeLinear"):
+        return constant_array(value)
+    integers, scale = (constant_array(value) for value in source.inputs[:2])
+    if integers is None or scale is None:
+        return None
+    zero_point = constant_array(source.inputs[2]) if len(source.inputs) > 2 else None
+    zero_point = np.zeros((), np.int64) if zero_point is None else zero_point
+    axis = source.attributes.get_int("axis", 1)
+    shape = [-1 if index == axis % integers.ndim else 1 for index in range(integers.ndim)]
+    scale, zero_point = (
+        array.reshape(shape) if array.size > 1 else array.reshape(())
+        for array in (scale, zero_point)
+    )
+    difference = integers.astype(np.float64) - zero_point.astype(np.float64)
+    return np.asarray(difference * scale.astype(np.float64), np.float32)
+
+
 def producer_of(value: ir.Value | None, *skipped: str) -> ir.Node | None:
     """Return the node that computes a value, before any `skipped` operators; None for an input."""
     while value is not None and (node := value.producer()) is not None:

@@ -36,11 +36,12 @@ def shift_grids(
     if candidate.calibration.images is None or not names:
         return saved, ()
     plan = shift_plan(saved.plan, names, candidate)
-    shifted, notes = learn_rounding(plan, candidate, effort, cache)
+    shifted, _ = learn_rounding(plan, candidate, effort, cache)
     end = start_step(candidate.progress, "shift")
     key = {
         "name": "shifted grids",
-        "plans": [plan_files.format_plan(row.plan) for row in (saved, shifted)],
+        "plan": plan_files.format_plan(saved.plan),
+        "shifted": plan_files.format_plan(shifted.plan),
         "calibration": candidate.calibration.full.origin.fingerprint,
         "qconvert": __version__,
         "onnxruntime": ORT_VERSION,

@@ -7,8 +7,6 @@ and from the front keep 8 bits, until the rest makes little error or the share i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 
 from qconvert import __version__
 from qconvert.backends.ort import ORT_VERSION, open_cpu
@@ -60,7 +58,7 @@ def keep_sensitive_weights(
         "name": "errors of weights",
         "plan": plan_files.format_plan(plan),
         "calibration": candidate.calibration.full.origin.fingerprint,
-        "images": images,
+        "images": str(images),
         "qconvert": __version__,
         "onnxruntime": ORT_VERSION,
     }

@@ -49,8 +49,8 @@ def apply_plan(
 ) -> ir.Model:
     """Return a copy of `model` with what the plan names quantized, `learned` weights exactly.
 
-    With `keep_values` no tensor is shifted: those of the plan have zero points, and all tensors hold
-    the values of the model.
+    With `keep_values` no tensor is shifted: those of the plan have zero points, and all hold the
+    values of the model.
     """
     if onnx_io.fingerprint(model) != plan.model:
         raise UsageError(

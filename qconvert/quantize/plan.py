@@ -92,7 +92,9 @@ class Plan(StrictKeys):
 
     def grid_of(self, tensor: str) -> Grid:
         """Return the grid of an activation, before a shift makes it symmetric."""
-        return replace(self.activations, symmetric=tensor not in self.shifted and self.activations.symmetric)
+        return replace(
+            self.activations, symmetric=tensor not in self.shifted and self.activations.symmetric
+        )
 
     def grid_of_weight(self, weight: WeightSlot) -> Grid:
         """Return the grid of a weight."""

@@ -4,7 +4,7 @@ No value there is below zero, so the negative half of a symmetric grid stands fo
 gives a shifted tensor a zero point instead, and its step is half as wide; then the zero point moves
 into the network around it, because a backend with symmetric grids takes none:
 
-    Clip(W x + b, 0, 6) -> V y + c      becomes      Clip(W x + b - a, -a, 6 - a) -> V y + c + a sum(V)
+    Clip(W x + b, 0, 6) -> V y + c    becomes    Clip(W x + b - a, -a, 6 - a) -> V y + c + a sum(V)
 
 with a = -zero point * step. The operators stay the same, and so do all values behind the readers:
 V are the integers that ship, so not even their rounding makes a difference. A padded convolution
@@ -95,8 +95,11 @@ def _is_rectifier(node: ir.Node) -> bool:
 
 
 def _takes_bias(node: ir.Node) -> bool:
-    """Whether a node has a constant weight, and a constant bias of one number per output or none."""
-    if not patterns.is_standard(node, *PRODUCERS) or patterns.constant_array(node.inputs[1]) is None:
+    """Whether a node has a constant weight, and as bias one constant for each output, or none."""
+    if (
+        not patterns.is_standard(node, *PRODUCERS)
+        or patterns.constant_array(node.inputs[1]) is None
+    ):
         return False
     if node.op_type == "Gemm" and any(
         node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")
@@ -113,7 +116,7 @@ def _is_padded(node: ir.Node) -> bool:
 
 
 def _channels(node: ir.Node) -> int:
-    return _weight(node.inputs[1]).shape[patterns.output_axis(node)]
+    return int(_weight(node).shape[patterns.output_axis(node)])
 
 
 def _values(graph: ir.Graph, names: Collection[str]) -> list[ir.Value]:
@@ -154,21 +157,14 @@ def _read_weights(value: ir.Value) -> Iterator[tuple[ir.Node, NDArray[np.float32
         if patterns.is_standard(reader, "QuantizeLinear", "DequantizeLinear"):
             yield from _read_weights(reader.outputs[0])
         else:
-            yield reader, _weight(reader.inputs[1])
+            yield reader, _weight(reader)
 
 
-def _weight(value: ir.Value | None) -> FloatArray:
-    """Return a constant weight, from its integers where it has some."""
-    assert value is not None, "the layer has a weight"
-    source = value.producer()
-    if source is None or not patterns.is_standard(source, "DequantizeLinear"):
-        array = patterns.constant_array(value)
-        assert array is not None, "the weight is constant"
-        return array.astype(np.float32)
-    integers, steps = _constant(source, 0), _constant(source, 1)
-    axis = source.attributes.get_int("axis", 1)
-    shape = [-1 if index == axis % integers.ndim else 1 for index in range(integers.ndim)]
-    return np.asarray(integers * steps.reshape(shape if steps.ndim else ()), np.float32)
+def _weight(node: ir.Node) -> FloatArray:
+    """Return the weight of a layer, from its integers where it has some."""
+    array = patterns.dequantized_array(node.inputs[1])
+    assert array is not None, "the weight is constant"
+    return np.asarray(array, np.float32)
 
 
 def _add_to_bias(node: ir.Node, added: NDArray[np.float64], names: patterns.UniqueNames) -> None:

@@ -230,11 +230,7 @@ class _Reader:
         self._find_dead()
 
     def _read_weight(
-        self,
-        layer: WeightedLayer,
-        node: ir.Node,
-        keys: dict[WeightKey, str],
-        latent_in_steps: bool,
+        self, layer: WeightedLayer, node: ir.Node, keys: dict[WeightKey, str], latent_in_steps: bool
     ) -> None:
         """Give a layer its weight and bias as parameters; layers that share a weight share both."""
         name, source = node.name or "", patterns.producer_of(node.inputs[layer.slot])
@@ -267,7 +263,9 @@ class _Reader:
             if add is None or value is None:
                 return ""
             reader, slot = add, list(add.inputs).index(value)
-        array = np.zeros(channels, np.float32) if value is None else _evaluate(value)
+        array = (
+            np.zeros(channels, np.float32) if value is None else patterns.dequantized_array(value)
+        )
         if node.op_type not in (*WITH_BIAS, "MatMul") or array is None or array.size != channels:
             return ""
         if node.op_type == "ConvTranspose":
@@ -314,7 +312,7 @@ class _Reader:
                 # A weight or bias that is not a parameter; those that are have a step of their own.
                 uses = node.outputs[0].uses()
                 if any((use.node.name or "", use.idx) not in self.renamed for use in uses):
-                    array = _evaluate(node.outputs[0])
+                    array = patterns.dequantized_array(node.outputs[0])
                     assert array is not None
                     self._add_constant(outputs[0], array)
                 return
@@ -408,26 +406,6 @@ def _range(plan: Plan, name: str, quantizer: ActivationQuantizer) -> Range:
     while choose_qparams(Range(float(first), float(last)), grid).scale > step:
         first, last = (np.nextafter(end, np.float32(0)) for end in (first, last))
     return Range(float(first), float(last))
-
-
-def _evaluate(value: ir.Value) -> NDArray[Any] | None:
-    """Return a constant, dequantized if it is stored as integers; None if it is computed."""
-    source = value.producer()
-    if source is None or source.op_type != "DequantizeLinear":
-        return patterns.constant_array(value)
-    integers = patterns.constant_array(source.inputs[0])
-    if integers is None:
-        return None
-    scale, axis = _constant(source, 1), source.attributes.get_int("axis", 1)
-    zero_point = _constant(source, 2) if len(source.inputs) > 2 else np.zeros(1)
-    if scale.ndim:
-        shape = [-1 if index == axis % integers.ndim else 1 for index in range(integers.ndim)]
-        scale, zero_point = (
-            scale.reshape(shape),
-            zero_point.reshape(shape if zero_point.size > 1 else -1),
-        )
-    difference = integers.astype(np.float64) - zero_point.astype(np.float64)
-    return np.asarray(difference * scale, np.float32)
 
 
 def _constant(node: ir.Node, slot: int) -> NDArray[Any]:

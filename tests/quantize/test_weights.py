@@ -171,7 +171,7 @@ def test_scale_is_widened_only_for_a_bias_without_room(
     bias = floats(channels, seed=seed) * np.float32(10.0**exponent)
     before = choose_qparams_for_bounds(-np.ones(channels), np.ones(channels) * 0.5, GRID, 0)
     weight, node = ir.Value(name="w"), ir.node("Conv", [])
-    layer = weights.WeightedLayer(node, 1, 0, weight, step, bias, integer_bias=True)
+    layer = weights.WeightedLayer(node, 1, 0, weight, Grid(), step, bias, integer_bias=True)
     after = layer.with_room_for_bias(before)
     integers = np.abs(bias.astype(np.float64)) / (step * after.scale.astype(np.float64))
     assert integers.max() <= 2.0**30 * (1 + 2.0**-23)
