@@ -1,5 +1,6 @@
 """Grids below 8 bits: the integers that the graph computes, and what runtimes make of them."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,9 +190,14 @@ def test_notes_give_the_bytes_of_the_weights() -> None:
         if value.shape is not None and len(value.shape) > 1
     )
     assert f"4-bit weights are stored as INT8, {count / 1e6:.3f} MB" in weights
-    assert f"4 bits would take {count / 2 / 1e6:.3f} MB" in weights
+    assert f"these bits would take {count / 2 / 1e6:.3f} MB" in weights
     assert "no engine smaller" in weights
     assert "4-bit activations are stored as INT8" in activations
+    name, layer = next((name, row) for name, row in plan.layers.items() if row.weight is not None)
+    assert layer.weight is not None
+    plan.layers[name] = replace(layer, weight=replace(layer.weight, bits=8))
+    weights, _ = describe_low_bits(apply_plan(model, plan), plan)
+    assert re.match(r"4-bit weights \(\d+\.\d% of them keep 8\) are stored", weights)
     plan = plan_of(model, "cpu", 8, 8)
     assert describe_low_bits(apply_plan(model, plan), plan) == ()
 

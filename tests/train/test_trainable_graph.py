@@ -16,14 +16,18 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors
 from qconvert.graph.passes import infer_shapes
+from qconvert.measure.output_error import sqnr_db
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.pairs import PAIR_LIMIT, find_pairs
 from qconvert.quantize.plan import Plan
+from qconvert.quantize.shifted_tensors import find_shiftable
 from qconvert.train.blocks import float_plan
 from qconvert.train.fake_quantize import ActivationQuantizer
 from qconvert.train.trainable_graph import TrainableGraph
 from tests import zoo
 from tests.models import floats, from_text, tiny
+from tests.quantize.test_shifted_tensors import FEEDS
+from tests.quantize.test_shifted_tensors import network as shiftable_network
 from tests.train.trained import drawn_images, plan_of, run_all
 
 BACKENDS = ("cpu", "tensorrt")
@@ -97,6 +101,44 @@ def test_low_bit_grids_agree_with_onnx_runtime(backend: str) -> None:
     plan = plan_of(model, backend, feeds)
     narrow = replace(plan, activations=replace(plan.activations, bits=4), weights=Grid(4))
     require_agreement_of_layers(model, feeds, narrow)
+
+
+def shifted_plan(model: ir.Model, feeds: Tensors) -> Plan:
+    plan = plan_of(model, "tensorrt", feeds)
+    return replace(plan, shifted=tuple(find_shiftable(model.graph, plan)))
+
+
+def test_shifted_grids_are_learned_from_zero_and_shifted_again() -> None:
+    model = shiftable_network()
+    plan = shifted_plan(model, FEEDS)
+    assert len(plan.shifted) == 3
+    module = TrainableGraph(model, plan)
+    expected = open_cpu(apply_plan(model, plan), keep_qdq=True)(FEEDS)
+    assert sqnr_db(expected, compute(module, FEEDS)) > 40
+    change_parameters(module, 0.05)
+    saved = module.to_plan()
+    assert saved.plan.shifted == plan.shifted
+    for name in plan.shifted:
+        assert saved.plan.tensors[name].low == 0.0
+        assert saved.plan.tensors[name] != plan.tensors[name]
+    outputs = open_cpu(apply_plan(model, saved.plan, saved.weights), keep_qdq=True)(FEEDS)
+    assert sqnr_db(outputs, compute(module, FEEDS)) > 40
+
+
+def test_layers_with_other_bits_keep_them() -> None:
+    model = shiftable_network()
+    plan = replace(plan_of(model, "cpu", FEEDS), weights=Grid(4))
+    wide = plan.layers["d"].weight
+    assert wide is not None
+    plan.layers["d"] = replace(plan.layers["d"], weight=replace(wide, bits=8))
+    module = TrainableGraph(model, plan)
+    change_parameters(module, 3.0)
+    largest = {
+        name: int(np.abs(row.integers).max()) for name, row in module.to_plan().weights.items()
+    }
+    assert largest["e"] == 7
+    assert largest["d"] > 7
+    require_agreement_of_layers(model, FEEDS, plan)
 
 
 @pytest.mark.slow
