@@ -6,9 +6,9 @@ into the network around it, because a backend with symmetric grids takes none:
 
     Clip(W x + b, 0, 6) -> V y + c    becomes    Clip(W x + b - a, -a, 6 - a) -> V y + c + a sum(V)
 
-with a = -zero point * step. The operators stay the same, and so do all values behind the readers:
-V are the integers that ship, so not even their rounding makes a difference. A padded convolution
-would need `-a` where it reads zeros, so none may read a shifted tensor.
+with a = -zero point * step. The operators stay the same, but for a Relu, which becomes a Clip, and so
+do all values behind the readers: V are the integers that ship, so not even their rounding makes a
+difference. A padded convolution would need `-a` where it reads zeros: none may read such a tensor.
 """
 
 from collections.abc import Collection, Iterator
@@ -87,9 +87,9 @@ def _is_shiftable(value: ir.Value) -> bool:
 
 
 def _is_rectifier(node: ir.Node) -> bool:
-    """Whether a node is a Clip from zero to a constant."""
+    """Whether a node is a Relu, or a Clip from zero to a constant."""
     if not patterns.is_standard(node, "Clip"):
-        return False
+        return patterns.is_standard(node, "Relu")
     limits = [patterns.constant_array(value) for value in node.inputs[1:]]
     return len(limits) == 2 and all(limit is not None for limit in limits) and limits[0] == 0
 
@@ -136,19 +136,28 @@ def _rectifier(value: ir.Value) -> ir.Node:
 def _shift(value: ir.Value, offset: float, names: patterns.UniqueNames) -> None:
     """Let a tensor hold its values less an offset."""
     rectifier = _rectifier(value)
-    producer = patterns.producer_of(rectifier.inputs[0])
+    source = rectifier.inputs[0]
+    assert source is not None, "ONNX requires it"
+    producer = patterns.producer_of(source)
     assert producer is not None, "it takes a bias"
     _add_to_bias(producer, np.full(_channels(producer), -offset), names)
-    for slot, limit in enumerate(rectifier.inputs[1:], 1):
-        array = patterns.constant_array(limit)
-        assert array is not None, "limits are constant"
-        name = names.reserve(f"{value.name}_{'min' if slot == 1 else 'max'}")
-        shifted = np.asarray(float(array) - offset, np.float32)
-        patterns.set_constant_input(rectifier, slot, name, shifted)
     for reader, weight in _read_weights(value):
         axis = patterns.output_axis(reader)
         sums = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).sum(1, np.float64)
         _add_to_bias(reader, offset * sums, names)
+    # A Relu becomes a Clip without a largest value.
+    limits = [patterns.constant_array(limit) for limit in rectifier.inputs[1:]] or [np.zeros(())]
+    assert isinstance(rectifier.graph, ir.Graph), "nodes of subgraphs are left as they are"
+    shifted = [
+        patterns.add_constant(
+            rectifier.graph,
+            names.reserve(f"{value.name}_{'max' if slot else 'min'}"),
+            np.asarray(float(limit) - offset, np.float32),
+        )
+        for slot, limit in enumerate(limits)
+        if limit is not None
+    ]
+    patterns.replace_node(rectifier, "Clip", [source, *shifted])
 
 
 def _read_weights(value: ir.Value) -> Iterator[tuple[ir.Node, NDArray[np.float32]]]:

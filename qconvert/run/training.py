@@ -17,7 +17,7 @@ from qconvert.sources import LoadedModel
 
 TRAIN: Literal["train"] = "train"
 # The effort at whose result training starts.
-BEFORE_TRAINING = "default"
+BEFORE_TRAINING = "thorough"
 
 
 @dataclass(frozen=True)
