@@ -6,7 +6,7 @@ into the network around it, because a backend with symmetric grids takes none:
 
     Clip(W x + b, 0, 6) -> V y + c    becomes    Clip(W x + b - a, -a, 6 - a) -> V y + c + a sum(V)
 
-with a = -zero point * step. The operators stay the same, but for a Relu, which becomes a Clip, and so
+with a = -zero point * step. The operators stay the same, but for a Relu, which becomes a Clip; so
 do all values behind the readers: V are the integers that ship, so not even their rounding makes a
 difference. A padded convolution would need `-a` where it reads zeros: none may read such a tensor.
 """

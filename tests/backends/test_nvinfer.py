@@ -19,8 +19,16 @@ from qconvert.backends.nvinfer import NativeBuildOptions, count_precisions, wrap
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.formats import Precision
+from qconvert.graph.fp16.convert import convert_to_half
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.placement import QuantizeOptions, make_plan
+from qconvert.quantize.shifted_tensors import find_shiftable
 from tests.backends.graphs import ignore_progress, write_graph
+from tests.calibrate.activations import summarize
 from tests.models import from_text, mixed
+from tests.quantize.quantized_models import scheme
+from tests.quantize.test_shifted_tensors import FEEDS
+from tests.quantize.test_shifted_tensors import network as shiftable_network
 
 RTX = tensorrt_rtx.PROVIDER
 OPTIONS = NativeBuildOptions(onnx_io.inputs(mixed()), (Profile(1, 2, 4),))
@@ -68,6 +76,24 @@ def test_rtx_builds_differ_only_in_the_engine(
     for name in (first.graph, first.files[0]):
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
     assert second.bytes == pytest.approx(first.bytes, rel=0.01)
+
+
+@pytest.mark.long
+def test_shifted_grids_need_no_kernels_of_their_own(trt: ModuleType, tmp_path: Path) -> None:
+    model = shiftable_network()
+    options = QuantizeOptions("minmax", rest="fp16")
+    plan = make_plan(model, scheme("tensorrt-rtx"), summarize(model, FEEDS), options)
+    shifted = replace(plan, shifted=tuple(find_shiftable(model.graph, plan)))
+    assert len(shifted.shifted) == 3
+    sizes = []
+    for number, row in enumerate((plan, shifted)):
+        graph, folder = tmp_path / f"{number}.onnx", tmp_path / str(number)
+        folder.mkdir()
+        half = convert_to_half(apply_plan(model, row), "fp16", dict.fromkeys(row.tensors, 10.0))
+        onnx_io.save(half.model, graph)
+        spec = BuildSpec("int8", Profile(1, 2, 4))
+        sizes.append(tensorrt_rtx.build(graph, spec, folder, ignore_progress).bytes)
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
 
 
 @pytest.mark.long
