@@ -55,9 +55,9 @@ def test_quantize_trains_after_learned_rounding(qconvert: Command, backend: str)
     outcome = qconvert(*QUANTIZE, *TRAIN, "--backend", backend)
     assert outcome.code == 0, outcome.err
     steps = [line.split()[1] for line in outcome.err.splitlines() if "✓" in line]
-    assert steps[-2:] == ["train", "quantize"]
+    assert steps[-3:] == ["train", "quantize", "write"]
     shifts = ["learn", "shift"] if backend == "tensorrt" else []
-    assert steps[steps.index("learn") + 1 : -2] == shifts
+    assert steps[steps.index("learn") + 1 : -3] == shifts
     assert "training: 40 steps" in outcome.err
     again = qconvert(*QUANTIZE, *TRAIN, "--backend", backend)
     assert "cached, " in next(line for line in again.err.splitlines() if "✓ train" in line)
