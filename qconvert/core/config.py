@@ -156,7 +156,7 @@ class QuantizeConfig(StrictTable):
     )
     effort: Literal["none", "quick", "default", "thorough", "train"] = setting(
         "default",
-        "Time spent on learned rounding and biases; none: round to nearest; train: as default, "
+        "Time spent on learned rounding and biases; none: round to nearest; train: as thorough, "
         "then train the quantized graph, with PyTorch",
         "--effort",
     )
