@@ -15,7 +15,13 @@ from qconvert.backends.system_probe import Installed
 from qconvert.core import onnx_io
 from qconvert.core.config import QuantizeConfig
 from qconvert.core.errors import QConvertError, UsageError, first_line
-from qconvert.core.formats import FORMATS, Precision, QuantizedFormat, quantized_format
+from qconvert.core.formats import (
+    FORMATS,
+    Precision,
+    QuantizedFormat,
+    needs_ranges,
+    quantized_format,
+)
 from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors
 from qconvert.quantize.plan import RestPrecision
@@ -60,7 +66,7 @@ class EngineVariant:
     @property
     def needs_ranges(self) -> bool:
         """Whether a new plan of it needs the range of every tensor."""
-        return self.is_quantized and FORMATS[self.format].needs_ranges
+        return needs_ranges(self.precision)
 
 
 @dataclass(frozen=True)

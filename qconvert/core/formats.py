@@ -39,6 +39,18 @@ FORMATS: Mapping[QuantizedFormat, NumberFormat] = {
 }
 
 
+def format_title(precision: str) -> str:
+    """Return a precision as sentences name it."""
+    name = quantized_format(precision)
+    return precision.upper() if name is None else FORMATS[name].title
+
+
+def needs_ranges(precision: str) -> bool:
+    """Whether a new plan of a precision needs the range of every tensor."""
+    name = quantized_format(precision)
+    return name is not None and FORMATS[name].needs_ranges
+
+
 def quantized_format(precision: str) -> QuantizedFormat | None:
     """Return the format of what an engine quantizes, None if it quantizes nothing."""
     if precision == "mixed":

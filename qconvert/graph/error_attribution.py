@@ -19,6 +19,7 @@ from qconvert.graph.taps import FLOAT, ReductionTaps, find_observed_tensors, is_
 
 OUTPUT_PREFIX = "qconvert.output."
 REFERENCE_PREFIX = "qconvert.reference."
+FROM_INTEGERS = patterns.INTEGER_OPS | {"DequantizeLinear"}
 HALF_PRECISIONS = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 
@@ -188,8 +189,8 @@ def _add_twin(
         sources = [value for value in node.inputs if value is not None]
         layer = [value for value in sources if value in twins and value not in exact]
         # A node computes in integers where it reads what came from integers.
-        operators = [node.op_type, *map(_operator, sources)]
-        computed_in = {"int8"} if "DequantizeLinear" in operators else set()
+        operators = {node.op_type, *map(_operator, sources)}
+        computed_in = {"int8"} if operators & FROM_INTEGERS else set()
         computed_in |= {HALF_PRECISIONS.get(value.dtype or FLOAT, "fp32") for value in node.outputs}
         kinds.update(dict.fromkeys(node.outputs, frozenset(computed_in)))
         if patterns.has_subgraph(node) or any(twins[value] is None for value in layer):

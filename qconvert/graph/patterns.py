@@ -54,9 +54,14 @@ def clips_integers(node: ir.Node) -> bool:
 
 
 def activation_sign(model: ir.Model) -> str:
-    """Return `signed` or `unsigned` as most quantized activations are; empty if there are none."""
+    """Return `signed` or `unsigned` as most quantized activations are; empty if there are none.
+
+    Those without a scale in the graph are quantized `at run time`.
+    """
     signs: Counter[str] = Counter()
     for node in onnx_io.all_nodes(model):
+        if node.op_type.startswith("DynamicQuantize"):
+            signs["at run time"] += 1
         zero_point = node.inputs[2] if len(node.inputs) > 2 else None
         if node.op_type == "QuantizeLinear" and zero_point is not None:
             signs["signed" if zero_point.dtype is ir.DataType.INT8 else "unsigned"] += 1

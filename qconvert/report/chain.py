@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from qconvert.core import number_format as fmt
+from qconvert.core.formats import FORMATS
 from qconvert.report import metrics
 from qconvert.report.model import Report
 from qconvert.report.table import MISSING, Footnotes, TextTable, make_columns, optional_cell
@@ -35,7 +36,7 @@ def chain_notes(report: Report) -> Iterator[str]:
     chain = report.chain
     for variant in report.variants if chain is not None else ():
         base = metrics.fp32_variant(report, variant)
-        if chain is None or base is None or variant.precision != "int8":
+        if chain is None or base is None or variant.precision not in FORMATS:
             continue
         if not {variant.name, base.name} <= chain.network_ms.keys():
             continue

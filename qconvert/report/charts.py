@@ -37,8 +37,11 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 # Placeholders that `_inline_svg` replaces by the colours of the page.
 INK_COLOUR, LINE_COLOUR = "#010203", "#040506"
 GREY, RED, ORANGE = "#808890", "#d6452b", "#e07b24"
-BLUE, PURPLE, GREEN = "#3d87d6", "#8d6bd6", "#2f9e6e"
-PRECISION_COLOURS = {"fp32": GREY, "fp16": BLUE, "bf16": PURPLE, "int8": ORANGE, "mixed": GREEN}
+BLUE, PURPLE, GREEN, GOLD = "#3d87d6", "#8d6bd6", "#2f9e6e", "#b59a1a"
+PRECISION_COLOURS = {
+    **{"fp32": GREY, "fp16": BLUE, "bf16": PURPLE, "int8": ORANGE, "mixed": GREEN},
+    "int8-dynamic": GOLD,
+}
 METHOD_COLOURS = {"minmax": GREY, "percentile:99.99": BLUE, "entropy": PURPLE, "mse": GREEN}
 CHOSEN_COLOUR = RED
 # A backend has a line style and a marker.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from qconvert.backends.int8_class import Int8Class, is_arm, is_x86, recorded_class
 from qconvert.core import number_format as fmt
+from qconvert.core.formats import FORMATS, format_title
 from qconvert.report import metrics
 from qconvert.report.model import Report, VariantResult
 
@@ -20,14 +21,16 @@ def limiting_class(report: Report, variant: VariantResult) -> Int8Class | None:
 
 
 def cpu_limit_note(report: Report) -> str:
-    """Say why the INT8 engine on the CPU gains little; empty where it gains, or the CPU is fit."""
+    """Say why integers on the CPU gain little; empty where they gain, or the CPU is fit."""
     for variant in report.variants:
         limiting, ratio = limiting_class(report, variant), metrics.headline_speedup(report, variant)
-        if variant.precision != "int8" or limiting is None or ratio is None or ratio >= HARDLY:
+        if variant.precision not in FORMATS or limiting is None:
+            continue
+        if ratio is None or ratio >= HARDLY:
             continue
         cpu = ", ".join(filter(None, (report.machine.get("cpu", ""), limiting.name)))
         gain = "not faster" if ratio <= 1 else f"hardly faster ({fmt.ratio(ratio)})"
-        return f"INT8 is {gain} on this CPU ({cpu}): {limiting.limit}"
+        return f"{format_title(variant.precision)} is {gain} on this CPU ({cpu}): {limiting.limit}"
     return ""
 
 

@@ -7,6 +7,7 @@ from pathlib import PurePath
 
 from qconvert.core import number_format as fmt
 from qconvert.core.errors import UsageError
+from qconvert.core.formats import format_title, needs_ranges
 from qconvert.core.sanitize import sanitize_text
 from qconvert.images.preprocess import Preprocess
 from qconvert.measure.accuracy import Accuracy
@@ -147,9 +148,9 @@ def render_card(report: Report, name: str = "") -> str:
     if variant.candidates:
         sentences.append(
             f"{variant.quantized} of {variant.candidates} operators that could be are quantized "
-            "to INT8."
+            f"to {format_title(variant.precision)}."
         )
-    if report.calibration is not None and variant.precision in ("int8", "mixed"):
+    if report.calibration is not None and needs_ranges(variant.precision):
         images = fmt.count(report.calibration.count, "image")
         sentences.append(f"Ranges were measured on {images} of `{report.calibration.path}`.")
     stem, limits = model_stem(report.model), ["its accuracy was not measured"]

@@ -19,6 +19,7 @@ from qconvert.backends.system_probe import SIMULATED_GPU
 from qconvert.core import number_format as fmt
 from qconvert.core.config import GateConfig
 from qconvert.core.errors import GateFailed
+from qconvert.core.formats import FORMATS, format_title, needs_ranges, quantized_format
 from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, NO_CLASSES, NO_LABELS
 from qconvert.measure.latency import summarize_latency
 from qconvert.report import metrics
@@ -65,7 +66,7 @@ def conclude(report: Report, limits: GateConfig) -> Report:
         *([SIMULATED] if is_simulated else []),
         *report.run_notes,
         *_measurement_notes(report),
-        *_slow_int8_notes(report),
+        *_slow_integer_notes(report),
         *filter(None, [cpu_limit_note(report)]),
         *foreign_notes(report),
         *_image_notes(report),
@@ -133,19 +134,27 @@ def _is_slowed(report: Report, variant: VariantResult) -> bool:
 
 
 def _why_not_another(report: Report, best: VariantResult, timed: list[VariantResult]) -> str:
-    """Return why neither INT8 nor the faster fp32 engine is the best; empty if one of them is."""
+    """Return why neither integers nor the faster fp32 engine is the best; empty if one of them is.
+
+    INT8 comes before other formats of integers.
+    """
     base = metrics.fp32_variant(report, best)
     if base is not None and _is_slowed(report, best):
         return _objection(report, base)
-    rivals = [v for v in timed if v.precision == "int8" and v.backend == best.backend]
+    rivals = [
+        variant
+        for name in FORMATS
+        for variant in timed
+        if variant.precision == name and variant.backend == best.backend
+    ]
     if not rivals or rivals[0] is best:
         return ""
     # A faster float engine that fails its gates is no reason for a third one.
     faster = metrics.ms_per_image(best) <= metrics.ms_per_image(rivals[0])
     if not (faster or _is_slowed(report, rivals[0])) or best.precision not in FLOAT_PRECISIONS:
         return _objection(report, rivals[0])
-    limiting = limiting_class(report, rivals[0])
-    return f"INT8 is not faster {f'on this CPU ({limiting.name})' if limiting else 'here'}"
+    limiting, title = limiting_class(report, rivals[0]), format_title(rivals[0].precision)
+    return f"{title} is not faster {f'on this CPU ({limiting.name})' if limiting else 'here'}"
 
 
 def _nothing_timed(report: Report) -> str:
@@ -184,9 +193,10 @@ def _facts(report: Report, variant: VariantResult) -> Iterator[str]:
 def _low_bits_fact(report: Report, variant: VariantResult) -> str:
     """Say that fewer bits than 8 gain nothing here; empty where there are none."""
     settings = report.config.get("quantize")
-    if variant.precision not in ("int8", "mixed") or not isinstance(settings, dict):
+    if quantized_format(variant.precision) is None or not isinstance(settings, dict):
         return ""
-    bits = {name: settings.get(f"{name[:-1]}-bits", 8) for name in ("weights", "activations")}
+    names = ("weights", "activations") if needs_ranges(variant.precision) else ("weights",)
+    bits = {name: settings.get(f"{name[:-1]}-bits", 8) for name in names}
     low = [f"{number}-bit {name}" for name, number in bits.items() if number < 8]
     return f"{' and '.join(low)} gain no speed or size over 8 bits" if low else ""
 
@@ -257,11 +267,11 @@ def _measurement_notes(report: Report) -> Iterator[str]:
             yield f"{'; '.join(dict.fromkeys(names))}: {note}"
 
 
-def _slow_int8_notes(report: Report) -> Iterator[str]:
-    """Note where INT8 is not faster than a float precision, and the likely cause."""
+def _slow_integer_notes(report: Report) -> Iterator[str]:
+    """Note where integers are not faster than a float precision, and the likely cause."""
     for variant in report.variants:
         latency = metrics.headline_latency(variant)
-        if variant.precision != "int8" or latency is None:
+        if variant.precision not in FORMATS or latency is None:
             continue
         ms = summarize_latency(latency).median_ms
         faster = [
@@ -292,8 +302,8 @@ def _slow_int8_notes(report: Report) -> Iterator[str]:
             reason = f"though {all_of} quantized"
         advice = f"ship `{fastest.name}`, or look" if acceptable else "look"
         yield (
-            f"INT8 is not faster than {fastest.precision.upper()} on `{variant.backend}` "
-            f"({fmt.ms(ms)} against {fmt.ms(float_ms)} ms), "
+            f"{format_title(variant.precision)} is not faster than {fastest.precision.upper()} on "
+            f"`{variant.backend}` ({fmt.ms(ms)} against {fmt.ms(float_ms)} ms), "
             f"{reason}: {advice} with `qconvert inspect --quantized`"
         )
 

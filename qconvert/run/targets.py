@@ -161,13 +161,14 @@ def _engine_at(path: Path) -> Engine:
     tensors = list(onnx_io.all_tensors(model))
     types = {str(tensor.dtype) for tensor in tensors}
     precision: Precision = "bf16" if "BFLOAT16" in types else "fp32"
+    sign = activation_sign(model)
     if is_quantized(model):
-        precision = "int8"
+        precision = "int8-dynamic" if sign == "at run time" else "int8"
     elif "FLOAT16" in types:
         precision = "fp16"
     external = {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     files = (path.name, *sorted(external))
-    facts = {"activations": activation_sign(model)} if precision in INTEGER else {}
+    facts = {"activations": sign} if precision in INTEGER else {}
     return Engine("cpu", precision, path.parent, path.name, files, made_with=facts)
 
 
