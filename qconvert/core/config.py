@@ -21,7 +21,6 @@ from qconvert.core.setting_checks import (
     check_deviations,
     check_method,
     check_model_name,
-    check_not_empty,
     check_resize_rule,
 )
 
@@ -197,8 +196,11 @@ class BuildConfig(StrictTable):
     backends: tuple[Backend, ...] = setting(
         (), "Where engines run", "--backend NAME", "the best backend that runs here"
     )
-    precisions: Annotated[tuple[Precision, ...], Check(check_not_empty)] = setting(
-        ("fp32", "fp16", "int8"), "Precisions of the engines", "--precision NAME"
+    precisions: tuple[Precision, ...] = setting(
+        (),
+        "Precisions of the engines",
+        "--precision NAME",
+        "fp32, fp16, int8; without images int8-dynamic in place of int8, for networks of products",
     )
     profile: tuple[PositiveInt, PositiveInt, PositiveInt] = setting(
         (1, 8, 32), "Smallest, best and largest batch of an engine", "--profile MIN,BEST,MAX"

@@ -79,13 +79,6 @@ def check_deviations(numbers: tuple[float, ...]) -> tuple[float, ...]:
     return numbers
 
 
-def check_not_empty(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a list that has at least one item."""
-    if not values:
-        raise ValueError("Input should have at least one item")
-    return values
-
-
 def check_model_name(text: str) -> str:
     """Return the name of a model, which the system accepts as a path."""
     if "\0" in text:

@@ -9,6 +9,7 @@ MatMulIntegerToFloat where several products read x, which is then quantized once
 weight transposed in the file, `alpha` multiplied into Ws and `beta` into its bias.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -70,6 +71,18 @@ DYNAMIC_RULES = (
     ),
     SUBGRAPHS,
 )
+
+
+def is_mostly_products(graph: ir.Graph, layers: Mapping[str, LayerPlan]) -> bool:
+    """Whether these layers quantize most weights of the convolutions and products of a graph."""
+    total = quantized = 0
+    for node in graph:
+        if patterns.is_standard(node, *patterns.WEIGHTED):
+            size = math.prod(patterns.weight_shape(node) or (0,))
+            total += size
+            layer = layers.get(node.name or "")
+            quantized += 0 if layer is None or layer.left else size
+    return 2 * quantized > total
 
 
 def quantize_at_run_time(

@@ -54,10 +54,10 @@ def build(
         context = RunContext(job.config, job.cache, job.progress, trust=job.trust, folder=folder)
         with _timed(seconds, "calibrate"):
             if resumed:
-                inputs = variants.reload_inputs(chosen.variants, context)
+                chosen, inputs = variants.reload_inputs(chosen, context)
                 run_folder.update_settings(folder, config)
             else:
-                inputs = variants.prepare_inputs(chosen.variants, context, building=not plan_only)
+                chosen, inputs = variants.prepare_inputs(chosen, context, building=not plan_only)
         source, images = inputs.loaded.source, config.evaluate.images
         # A run resumed on another machine does not need the evaluation images.
         is_missing = resumed and images is not None and not images.exists()

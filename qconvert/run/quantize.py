@@ -251,7 +251,13 @@ def convert_precision(
     if rest == "bf16":
         notes.append("not run here: ONNX Runtime has no bf16 kernels for the CPU")
     else:
-        _require_working(model, loaded)
+        db = _require_working(model, loaded)
+        has_images = calibration is not None or context.config.evaluate.images is not None
+        if plan is not None and not (has_images or spec.variant.needs_ranges):
+            notes.append(
+                f"SQNR {db:.1f} dB of the outputs on a random input, which says less than images: "
+                "compare on some, `--eval PATH`"
+            )
     notes += describe_low_bits(model, plan) if plan is not None else ()
     if plan is not None and FORMATS[plan.precision].needs_ranges and not plan.integer_bias:
         notes.append(
@@ -357,8 +363,8 @@ def _convert_rest(
     return convert_to_half(model, kind, dequantized, keep_io=keep_io)
 
 
-def _require_working(model: ir.Model, loaded: LoadedModel) -> None:
-    """Raise unless the model is valid ONNX, runs, and its outputs are as finite as before."""
+def _require_working(model: ir.Model, loaded: LoadedModel) -> float:
+    """Return the SQNR of a valid model on a random input; its outputs must be finite as before."""
     onnx_io.require_valid(model)
     before = open_cpu(loaded.model)(random_inputs(loaded.source.inputs, 1, seed=0))
     after = open_cpu(model)(random_inputs(onnx_io.inputs(model), 1, seed=0))
@@ -368,6 +374,7 @@ def _require_working(model: ir.Model, loaded: LoadedModel) -> None:
             f"the output `{broken[0]}` of the rewritten model is infinite or NaN",
             hint="it overflows: add `--images` to find where, or use `--rest fp32`",
         )
+    return sqnr_db(before, after)
 
 
 def _is_finite(outputs: Tensors, name: str) -> bool:

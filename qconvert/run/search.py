@@ -401,7 +401,7 @@ def run_search(job: JobContext, out: Path, workers: int | None = None) -> Search
     backend, available = variant.backend, chosen.available[variant.backend]
     with run_folder.begin_run(out, job.config, searching=True) as folder:
         context = RunContext(job.config, job.cache, job.progress, trust=job.trust, folder=folder)
-        inputs = variants.prepare_inputs([variant], context, building=available.builds)
+        _, inputs = variants.prepare_inputs(chosen, context, building=available.builds)
         images = open_evaluation_set(inputs.loaded.source, context, workers)
         trials = folder.root / TRIALS
         mix, plan = search_backend(available, backend, inputs, images, context, trials)

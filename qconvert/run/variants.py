@@ -15,20 +15,22 @@ from qconvert.backends.base import FLOAT, Availability, BuildSpec, Engine, Engin
 from qconvert.calibrate.calibration import Calibration, load_calibration, save_calibration
 from qconvert.core import atomic, config_file, onnx_io
 from qconvert.core.cache import JsonCodec, file_sha256
-from qconvert.core.config import BuildConfig, ExportConfig
+from qconvert.core.config import BuildConfig, ExportConfig, QuantizeConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
+from qconvert.core.formats import Precision
 from qconvert.core.progress import megabytes, share_reporter, start_step
 from qconvert.core.run_files import ENGINES, GRAPH_FILE, PLAN_FILE
 from qconvert.images.listing import ImageEntry, sha256sum_text
 from qconvert.measure.training_curve import TrainingCurve
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.quantize import plan_files
+from qconvert.quantize.dynamic import is_mostly_products
 from qconvert.quantize.plan import Plan, RestPrecision
 from qconvert.quantize.trained_qdq import TrainedModel
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, RunContext, cache_key, with_preprocessing
 from qconvert.run.export import crash_check_once
-from qconvert.run.quantize import QuantizeSpec, convert_precision, require_quantizable
+from qconvert.run.quantize import QuantizeSpec, convert_precision, place_layers, require_quantizable
 from qconvert.run.quantize_request import (
     require_float_source,
     require_portable_has_effect,
@@ -40,6 +42,9 @@ from qconvert.run.targets import read_engine
 from qconvert.run.training import TrainedPlan, require_torch, require_trainable
 from qconvert.sources import LoadedModel
 
+DEFAULT_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+# What is built in place of INT8 without images.
+WITHOUT_IMAGES: Precision = "int8-dynamic"
 # The default backend is the first of these that runs here.
 BACKENDS_BY_PREFERENCE = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
 CURVE = JsonCodec("training.json", TrainingCurve)
@@ -98,7 +103,7 @@ def choose_variants(settings: BuildConfig, *, plan_only: bool) -> ChosenVariants
     variants, notes = list[EngineVariant](), list[str]()
     for name in available:
         requirements = backends.requirements(name)
-        for precision in dict.fromkeys(settings.precisions):
+        for precision in dict.fromkeys(settings.precisions or DEFAULT_PRECISIONS):
             if why := requirements.why_not(precision):
                 notes.append(f"no {precision} for `{name}`: {why}")
             else:
@@ -108,11 +113,39 @@ def choose_variants(settings: BuildConfig, *, plan_only: bool) -> ChosenVariants
     return ChosenVariants(tuple(variants), available, tuple(notes))
 
 
+def replace_without_images(
+    chosen: ChosenVariants, loaded: LoadedModel, settings: QuantizeConfig, plans: Collection[str]
+) -> ChosenVariants:
+    """Return the default variants of a run without images: dynamic INT8 in place of INT8.
+
+    It is tried where the network is mostly products, and where the run has a plan of it.
+    """
+    variants, notes = list[EngineVariant](), list(chosen.notes)
+    for variant in chosen.variants:
+        other = EngineVariant(variant.backend, WITHOUT_IMAGES)
+        takes_other = not backends.requirements(variant.backend).why_not(WITHOUT_IMAGES)
+        needs_images = variant.precision == "int8" and variant.name not in plans
+        if (needs_images and takes_other) and (
+            other.name in plans
+            or is_mostly_products(loaded.model.graph, place_layers(loaded.model, settings, other))
+        ):
+            variants.append(other)
+            notes.append(
+                f"no `{variant.name}`: INT8 needs images, `--images PATH`; `{other.name}` needs none"
+            )
+        else:
+            variants.append(variant)
+    return replace(chosen, variants=tuple(variants), notes=tuple(notes))
+
+
 def prepare_inputs(
-    variants: Sequence[EngineVariant], context: RunContext, *, building: bool
-) -> BuildInputs:
-    """Read, clean and calibrate the model, and write both into the run."""
-    config, folder = context.config, context.folder
+    chosen: ChosenVariants, context: RunContext, *, building: bool
+) -> tuple[ChosenVariants, BuildInputs]:
+    """Read, clean and calibrate the model, and write both into the run.
+
+    Return the inputs, and the variants, which depend on the model where none are named.
+    """
+    config, folder, variants = context.config, context.folder, chosen.variants
     if quantized := [variant for variant in variants if variant.is_quantized]:
         require_portable_has_effect(config.quantize, [variant.backend for variant in quantized])
         require_settings_have_effect(config.quantize, quantized)
@@ -124,6 +157,11 @@ def prepare_inputs(
         earlier = onnx_io.fingerprint(onnx_io.load(folder.model))
         if earlier != onnx_io.fingerprint(loaded.model):
             raise UsageError(f"`{folder.root}` holds a run of another model", hint=OTHER_FOLDER)
+    if not (config.build.precisions or config.calibration.images or source.trained):
+        chosen = replace_without_images(chosen, loaded, config.quantize, ())
+        variants = chosen.variants
+        quantized = [variant for variant in variants if variant.is_quantized]
+        require_settings_have_effect(config.quantize, quantized)
     for variant in variants:
         _require_unedited_plan(folder.engine(variant.name) / PLAN_FILE, folder)
         if variant.is_quantized and source.trained is None:
@@ -136,10 +174,11 @@ def prepare_inputs(
     inputs = BuildInputs(loaded, None)
     if source.trained is not None:
         inputs = _add_training(inputs, source.trained, ranged, context)
-    onnx_io.save(loaded.model, folder.model)
     if config.calibration.images is None:
         _require_ranges(variants, inputs.plans)
-        return inputs
+    onnx_io.save(loaded.model, folder.model)
+    if config.calibration.images is None:
+        return chosen, inputs
     calibration = measure_calibration_set(loaded, context)
     full = calibration.full
     others = set(folder.engines()) - {variant.name for variant in variants}
@@ -153,7 +192,7 @@ def prepare_inputs(
                 hint="rebuild those too, with `--precision`, or choose another folder: `-o RUN`",
             )
     _save_calibration(full, folder)
-    return replace(inputs, calibration=calibration)
+    return chosen, replace(inputs, calibration=calibration)
 
 
 def _add_training(
@@ -178,9 +217,14 @@ def rest_precision(variant: EngineVariant, context: JobContext) -> RestPrecision
     return FLOAT.get(variant.precision) or context.config.quantize.rest or requirements.default_rest
 
 
-def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> BuildInputs:
-    """Read the inputs of an earlier run; this needs neither its images nor its source."""
-    config, folder = context.config, context.folder
+def reload_inputs(
+    chosen: ChosenVariants, context: RunContext
+) -> tuple[ChosenVariants, BuildInputs]:
+    """Read the inputs of an earlier run; this needs neither its images nor its source.
+
+    Return them, and the variants, which depend on the run where none are named.
+    """
+    config, folder, variants = context.config, context.folder, chosen.variants
     crash_check_once(folder.model, folder.model)
     end = start_step(context.progress, "load")
     source = sources.load(str(folder.model), ExportConfig(), trust=False)
@@ -190,17 +234,21 @@ def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> Bui
         file.parent.name: plan_files.load_plan(file)
         for file in folder.root.glob(f"{ENGINES}/*/{PLAN_FILE}")
     }
+    has_images = folder.calibration.is_file() or config.calibration.images is not None
+    if not (config.build.precisions or has_images):
+        chosen = replace_without_images(chosen, loaded, config.quantize, plans)
+        variants = chosen.variants
     if any(variant.needs_ranges and variant.name not in plans for variant in variants):
         require_torch(config.quantize)
         require_trainable(loaded, context)
-    if not folder.calibration.is_file() and config.calibration.images is None:
+    if not has_images:
         _require_ranges(variants, plans)
-        return BuildInputs(loaded, None, plans)
+        return chosen, BuildInputs(loaded, None, plans)
     if not folder.calibration.is_file():
         # A run of `train.finish` has a plan, and gets images only now.
         calibration = measure_calibration_set(loaded, context)
         _save_calibration(calibration.full, folder)
-        return BuildInputs(loaded, calibration, plans)
+        return chosen, BuildInputs(loaded, calibration, plans)
     calibration = load_calibration_set(loaded, context, folder.calibration, images_required=False)
     if calibration.images is None:
         images = config_file.absolute_paths(config).calibration.images
@@ -209,7 +257,7 @@ def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> Bui
                 f"`{images}` does not contain the images that `{folder.root}` was calibrated on",
                 hint="give their new location, or leave out `--images`",
             )
-    return BuildInputs(loaded, calibration, plans)
+    return chosen, BuildInputs(loaded, calibration, plans)
 
 
 def _save_calibration(calibration: Calibration, folder: RunFolder) -> None:

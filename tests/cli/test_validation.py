@@ -25,7 +25,6 @@ BAD = {
     "preprocess.std ": ("[1, 1, 1, 1]", "1 or 3 numbers are required"),
     "bench.seconds": ("inf", "should be a finite number"),
     "build.precisions": ("['int9']", "did you mean `int8`?"),
-    "build.precisions ": ("[]", "Input should have at least one item"),
 }
 
 

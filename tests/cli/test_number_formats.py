@@ -1,0 +1,109 @@
+"""Builds in number formats that need no images, and what happens without any."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qconvert.graph.passes import infer_shapes
+from tests.conftest import Outcome, write
+from tests.image_files import draw_images
+from tests.models import floats, from_text, mixed
+
+Command = Callable[..., Outcome]
+QUICK = ("--backend", "cpu", "--seconds", "0.02", "--batch-sizes", "1")
+PRODUCTS = """
+<ir_version: 10, opset_import: ["": 20]>
+net (float[N, 3, 8, 8] image) => (float[N, 24] scores) {
+    flat = Flatten (image)
+    hidden = Gemm <transB: int = 1> (flat, w1, b1)
+    active = Relu (hidden)
+    scores = Gemm (active, w2)
+}
+"""
+
+
+def products() -> ir.Model:
+    w1, w2 = floats(64, 192) / np.float32(8), floats(64, 24, seed=2) / np.float32(8)
+    return infer_shapes(from_text(PRODUCTS, w1=w1, b1=floats(64, seed=1), w2=w2))[0]
+
+
+@pytest.fixture(autouse=True)
+def _world(tmp_path: Path) -> None:
+    write(products(), tmp_path / "net.onnx")
+
+
+def build(qconvert: Command, *more: str) -> dict[str, Any]:
+    outcome = qconvert("build", *more, *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    report: dict[str, Any] = json.loads(outcome.out)
+    return report
+
+
+@pytest.mark.slow
+def test_build_without_images_tries_dynamic_int8_for_products(qconvert: Command) -> None:
+    report = build(qconvert, "net.onnx", "-o", "run")
+    rows = {row["name"]: row for row in report["variants"]}
+    assert list(rows) == ["cpu-fp32", "cpu-fp16", "cpu-int8-dynamic"]
+    dynamic = rows["cpu-int8-dynamic"]
+    assert (dynamic["quantized"], dynamic["candidates"]) == (2, 2)
+    assert dynamic["by_precision"]["int8"] == 2
+    assert dynamic["latency"]
+    assert dynamic["engine"]["bytes"] < 0.5 * rows["cpu-fp32"]["engine"]["bytes"]
+    assert dynamic["engine"]["made_with"]["activations"] == "at run time"
+    notes = " ".join(report["notes"])
+    assert "no `cpu-int8`: INT8 needs images" in notes
+    assert "dB of the outputs on a random input, which says less than images" in notes
+    again = build(qconvert, "--from", "run")
+    assert [row["name"] for row in again["variants"]] == list(rows)
+
+
+@pytest.mark.slow
+def test_dynamic_int8_is_compared_with_fp32_where_there_are_images(qconvert: Command) -> None:
+    draw_images(Path("val"), 16)
+    report = build(qconvert, "net.onnx", "--eval", "val", "--precision", "fp32,int8-dynamic")
+    row = report["variants"][1]
+    assert row["accuracy"]["sqnr_db"] > 30
+    assert row["accuracy"]["agreement"] > 80
+    assert {layer["precision"] for layer in row["layers"] if layer["op"] == "Gemm"} == {"int8"}
+    assert not any("random input" in note for note in report["notes"])
+    card = qconvert("report", "runs/net", "--format", "card", "--engine", "cpu-int8-dynamic")
+    assert "2 of 2 operators that could be are quantized to dynamic INT8." in card.out
+
+
+def test_build_of_convolutions_without_images_asks_for_them(qconvert: Command) -> None:
+    write(mixed(), Path("conv.onnx"))
+    outcome = qconvert("build", "conv.onnx", *QUICK, "-o", "run")
+    assert outcome.code == 2
+    assert "INT8 needs the value range of every tensor" in outcome.err
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--precision", "int8-dynamic", "--backend", "tensorrt", "--plan-only"], "TensorRT fixes"),
+        (["--precision", "int8-dynamic", "--method", "mse"], "`--method` has no effect"),
+        (["--method", "mse"], "`--method` has no effect: int8-dynamic has no ranges"),
+    ],
+)
+def test_what_dynamic_int8_cannot_do_is_refused(
+    qconvert: Command, more: list[str], message: str
+) -> None:
+    outcome = qconvert("build", "net.onnx", "-o", "run", *more)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert not Path("run").exists()
+
+
+def test_backends_without_a_format_are_left_out_with_the_reason(qconvert: Command) -> None:
+    more = ("--precision", "int8-dynamic", "--backend", "cpu,tensorrt", "--plan-only")
+    outcome = qconvert("build", "net.onnx", "-o", "run", *more)
+    assert outcome.code == 0, outcome.err
+    notes = " ".join(outcome.out.split())
+    assert "no int8-dynamic for `tensorrt`: TensorRT fixes the scales" in notes
+    assert [path.name for path in Path("run/engines").iterdir()] == ["cpu-int8-dynamic"]
