@@ -7,6 +7,8 @@ s and z come from the smallest and the largest value of the tensor in this run, 
 each column of W. ONNX Runtime fuses the nodes into one DynamicQuantizeMatMul, or into
 MatMulIntegerToFloat where several products read x, which is then quantized once. A Gemm has its
 weight transposed in the file, `alpha` multiplied into Ws and `beta` into its bias.
+
+An LSTM becomes ONNX Runtime's DynamicQuantizeLSTM, which quantizes its input and its state.
 """
 
 import math
@@ -29,7 +31,17 @@ from qconvert.quantize.scheme import (
     linear_layer,
     matrix_weight,
 )
-from qconvert.quantize.weights import find_weighted_layers, rounded_integers, weight_qparams
+from qconvert.quantize.weights import (
+    WEIGHT_METHODS,
+    find_weighted_layers,
+    quantize_weight,
+    rounded_integers,
+    weight_array,
+    weight_qparams,
+)
+
+# The inputs W and R of an LSTM, and how many inputs it has.
+LSTM_WEIGHTS, LSTM_INPUTS = (1, 2), 8
 
 
 def weighted_layer(node: ir.Node) -> LayerPlan:
@@ -56,6 +68,23 @@ def large_weight(node: ir.Node) -> str:
     return f"a {rows}x{columns} weight is too small for integer kernels"
 
 
+def integer_lstm(node: ir.Node) -> str:
+    """Refuse an LSTM that the integer kernel does not take, or whose weights are tiny."""
+    for slot in LSTM_WEIGHTS:
+        array = patterns.constant_array(node.inputs[slot])
+        if array is None:
+            return "its weights are not constant"
+        if array.dtype != np.float32:
+            return f"its weights are {array.dtype}"
+        if array.shape[-1] < MIN_CHANNELS:
+            return f"weights of {array.shape[-1]} inputs are too few for integer kernels"
+    if node.attributes.get_int("layout", 0) == 1:
+        return "its batch comes before its steps, and the integer kernel has it behind"
+    value = node.inputs[0]
+    is_float = value is not None and value.dtype is ir.DataType.FLOAT
+    return "" if is_float else "its input is not float32"
+
+
 DYNAMIC_RULES = (
     OperatorRule(
         frozenset({"Gemm", "MatMul"}),
@@ -65,6 +94,8 @@ DYNAMIC_RULES = (
             *(matrix_weight, large_weight),
         ),
     ),
+    OperatorRule(frozenset({"LSTM"}), lambda node: LayerPlan(node.op_type), checks=(integer_lstm,)),
+    leave_in_float("GRU", "RNN", why="ONNX Runtime has no integer kernel for it on the CPU"),
     leave_in_float(
         *("Conv", "ConvTranspose"),
         why="scales at run time cost a convolution more time than its integers save",
@@ -107,9 +138,42 @@ def quantize_at_run_time(
                 builder.constant(np.float32(alpha) * qparams.scale, f"{name}_scale"),
             )
         _replace_product(builder, layer.node, quantized[value], *stored[key])
-    for layer in weighted:
-        if not layer.weight.uses() and not layer.weight.is_graph_output():
-            builder.graph.initializers.pop(layer.weight.name or "", None)
+    unused = [layer.weight for layer in weighted]
+    for node in [node for node in layers if node.op_type == "LSTM"]:
+        unused += [value for slot in LSTM_WEIGHTS if (value := node.inputs[slot]) is not None]
+        _quantize_lstm(builder, node, plan)
+    for value in unused:
+        if not value.uses() and not value.is_graph_output():
+            builder.graph.initializers.pop(value.name or "", None)
+
+
+def _quantize_lstm(builder: QDQBuilder, node: ir.Node, plan: Plan) -> None:
+    """Give an LSTM integer weights: [direction, input, 4 hidden], with a scale for each column.
+
+    Its inputs are those of ONNX's LSTM, with the scales and zero points of both weights behind.
+    """
+    paired, constants = node if plan.portable else None, list[tuple[int, ir.Value]]()
+    for number, slot in enumerate(LSTM_WEIGHTS):
+        value = node.inputs[slot]
+        assert value is not None
+        array = weight_array(value, node)
+        directions, columns, rows = array.shape
+        matrix = np.ascontiguousarray(array.reshape(-1, rows).T)
+        qparams = WEIGHT_METHODS[plan.weight_method](matrix, plan.weights, 1, plan.rest, paired)
+        integers = quantize_weight(matrix, qparams, paired).reshape(rows, directions, columns)
+        scale = qparams.scale.reshape(directions, columns)
+        parts = {
+            "quantized": (slot, np.ascontiguousarray(integers.transpose(1, 0, 2))),
+            "scale": (LSTM_INPUTS + 2 * number, scale),
+            "zero_point": (LSTM_INPUTS + 2 * number + 1, np.zeros(scale.shape, integers.dtype)),
+        }
+        for name, (place, part) in parts.items():
+            constants.append((place, builder.constant(part, f"{value.name}_{name}")))
+    node.domain, node.op_type = "com.microsoft", "DynamicQuantizeLSTM"
+    node.resize_inputs(LSTM_INPUTS + 4)
+    for place, constant in constants:
+        node.replace_input_with(place, constant)
+    builder.graph.opset_imports["com.microsoft"] = 1
 
 
 def _add_quantizer(builder: QDQBuilder, value: ir.Value) -> ir.Node:

@@ -14,6 +14,7 @@ from qconvert.backends.ort_coverage import optimized_graph
 from qconvert.core import onnx_io
 from qconvert.core.config import QuantizeConfig
 from qconvert.core.errors import QConvertError
+from qconvert.graph.patterns import set_constant
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan
@@ -127,6 +128,28 @@ def test_computed_bias_of_a_gemm_is_multiplied_by_beta() -> None:
     assert np.square(expected).sum() / np.square(expected - outputs).sum() > 1000
 
 
+LSTM = 'y, h = LSTM <hidden_size: int = 32, direction: string = "{}"> (x, w, r, b)'
+SEQUENCE = "(float[T, N, 24] x)"
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("portable", [True, False])
+def test_lstm_gets_integer_weights(directions: int, portable: bool) -> None:
+    body = LSTM.format("bidirectional" if directions == 2 else "forward")
+    shapes = {"w": (directions, 128, 24), "r": (directions, 128, 32), "b": (directions, 256)}
+    before = model(body, f"{SEQUENCE} => (float[T, {directions}, N, 32] y)", **shapes)
+    for name in "wr":
+        set_constant(before.graph.initializers[name], floats(*shapes[name]) / np.float32(6))
+    after = rewritten(before, QuantizeConfig(portable=portable))
+    assert [node.op_type for node in after.graph] == ["DynamicQuantizeLSTM"]
+    assert [sums.operator for sums in find_saturation(after)] == ["DynamicQuantizeLSTM"] * 2
+    assert is_pair_safe(after) == portable
+    x = {"x": floats(10, 3, 24, seed=3)}
+    expected, outputs = (open_cpu(graph)(x)["y"] for graph in (before, after))
+    assert np.square(expected).sum() / np.square(expected - outputs).sum() > 300
+    assert not {"w", "r"} & after.graph.initializers.keys()
+
+
 LEFT: dict[str, tuple[str, str, Shapes, str]] = {
     "attention": ("y = MatMul (x, x)", "(float[N, 32, 32] x)", {}, "it multiplies two activations"),
     "a computed weight": (
@@ -145,6 +168,18 @@ LEFT: dict[str, tuple[str, str, Shapes, str]] = {
     ),
     "a small weight": (
         "y = MatMul (x, w)", STACK, {"w": (32, 15)}, "a 32x15 weight is too small",
+    ),
+    "a GRU": (
+        "y, h = GRU <hidden_size: int = 32> (x, w, r)", SEQUENCE,
+        {"w": (1, 96, 24), "r": (1, 96, 32)}, "ONNX Runtime has no integer kernel for it",
+    ),
+    "an LSTM of few inputs": (
+        "y, h = LSTM <hidden_size: int = 32> (x, w, r)", "(float[T, N, 8] x)",
+        {"w": (1, 128, 8), "r": (1, 128, 32)}, "weights of 8 inputs are too few",
+    ),
+    "an LSTM with its batch first": (
+        "y, h = LSTM <hidden_size: int = 32, layout: int = 1> (x, w, r)", SEQUENCE,
+        {"w": (1, 128, 24), "r": (1, 128, 32)}, "its batch comes before its steps",
     ),
     "a convolution": (
         "y = Conv (x, w)", "(float[N, 16, 8, 8] x)", {"w": (16, 16, 1, 1)},
