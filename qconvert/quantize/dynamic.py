@@ -11,7 +11,6 @@ weight transposed in the file, `alpha` multiplied into Ws and `beta` into its bi
 An LSTM becomes ONNX Runtime's DynamicQuantizeLSTM, which quantizes its input and its state.
 """
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -105,11 +104,13 @@ DYNAMIC_RULES = (
 
 
 def is_mostly_products(graph: ir.Graph, layers: Mapping[str, LayerPlan]) -> bool:
-    """Whether these layers quantize most weights of the convolutions and products of a graph."""
+    """Whether these layers quantize most weights of convolutions, products and LSTMs of a graph."""
     total = quantized = 0
     for node in graph:
-        if patterns.is_standard(node, *patterns.WEIGHTED):
-            size = math.prod(patterns.weight_shape(node) or (0,))
+        if patterns.is_standard(node, *patterns.WEIGHTED, "LSTM", "GRU", "RNN"):
+            slots = (1,) if node.op_type in patterns.WEIGHTED else LSTM_WEIGHTS
+            arrays = [patterns.constant_array(node.inputs[slot]) for slot in slots]
+            size = sum(array.size for array in arrays if array is not None)
             total += size
             layer = layers.get(node.name or "")
             quantized += 0 if layer is None or layer.left else size

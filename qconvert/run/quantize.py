@@ -230,7 +230,7 @@ def convert_precision(
         assert calibration is not None
         result, calibration = _make_plan(loaded, calibration, spec, context)
     elif spec.variant.is_quantized:
-        result = _make_plan_without_ranges(loaded, spec, context.config.quantize)
+        result = _make_plan_without_ranges(loaded, calibration, spec, context)
     end = start_step(context.progress, "quantize")
     plan, notes = result.plan, list(result.notes)
     model, islands = loaded.model, dict[str, str]()
@@ -327,17 +327,22 @@ def _make_plan(
 
 
 def _make_plan_without_ranges(
-    loaded: LoadedModel, spec: QuantizeSpec, settings: QuantizeConfig
+    loaded: LoadedModel, calibration: CalibrationSet | None, spec: QuantizeSpec, context: JobContext
 ) -> QuantizedModel:
-    """Return the plan of a format whose graphs hold no scales of activations."""
-    name = spec.variant.format
-    scheme = scheme_for(settings, backends.requirements(spec.variant.backend), name)
+    """Return the plan of a format without scales of activations; with images, learn its weights."""
+    settings, format_name = context.config.quantize, spec.variant.format
+    effort = BEFORE_TRAINING if settings.effort == TRAIN else settings.effort
+    scheme = scheme_for(settings, backends.requirements(spec.variant.backend), format_name)
     selection = placement.Selection(settings.exclude, settings.only, settings.keep)
-    options = placement.QuantizeOptions(
-        FORMATS[name].activations, {}, settings.weight_scales, spec.rest, selection
-    )
-    plan = placement.make_plan(loaded.model, scheme, {}, options, name)
-    return QuantizedModel(loaded.model, plan)
+    method, weights = FORMATS[format_name].activations, settings.weight_scales
+    options = placement.QuantizeOptions(method, {}, weights, spec.rest, selection)
+    plan = placement.make_plan(loaded.model, scheme, {}, options, format_name)
+    if calibration is None:
+        return QuantizedModel(loaded.model, plan)
+    holdout = EFFORTS[effort].holdout_images
+    candidate = Candidate(loaded, calibration, scheme, options, holdout, context.progress)
+    saved, notes = learn_rounding(plan, candidate, effort, context.cache)
+    return QuantizedModel(loaded.model, saved.plan, saved.weights, notes=notes)
 
 
 def _convert_rest(
