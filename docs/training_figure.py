@@ -17,7 +17,7 @@ from qconvert.demo import generator
 from qconvert.demo.demo_files import NETWORK
 from qconvert.train import QuantizedModule, prepare
 
-RATES = {1e-4: BLUE, 3e-4: GREEN, 3e-3: ORANGE, 1e-2: RED}
+RATES = {1e-4: BLUE, 3e-4: GREEN, 1e-3: ORANGE, 3e-3: RED}
 IMAGES, OTHERS, EPOCHS, BATCH, EVERY = 1024, 500, 3, 32, 8
 
 
@@ -74,6 +74,7 @@ def draw() -> Figure:
         scores = train(rate, *images, others)
         steps = range(0, EVERY * len(scores), EVERY)
         axes.plot(steps, scores, color=colour, label=f"learning rate {rate:g}")
+    axes.set_ylim(bottom=55.0)
     axes.set(xlabel=f"steps of {BATCH} images", ylabel=f"top-1 of {OTHERS} images, %")
     axes.legend()
     return figure

@@ -30,13 +30,19 @@ METHOD = "mse"
 def shift_grids(
     saved: PlanWithWeights, candidate: Candidate, effort: str, cache: Cache
 ) -> tuple[PlanWithWeights, tuple[str, ...]]:
-    """Return the plan with shifted grids if its outputs are nearer to FP32, and notes."""
+    """Return the plan with shifted grids if its outputs are nearer to FP32, and notes.
+
+    With effort `none` the weights stay as they are.
+    """
     model = candidate.loaded.model
     names = find_shiftable(model.graph, saved.plan)
-    if candidate.calibration.images is None or not names:
+    if candidate.calibration.images is None or not names or saved.plan.shifted:
         return saved, ()
     plan = shift_plan(saved.plan, names, candidate)
-    shifted, _ = learn_rounding(plan, candidate, effort, cache)
+    if effort == "none":
+        shifted = PlanWithWeights(replace(plan, learned=saved.plan.learned), saved.weights)
+    else:
+        shifted, _ = learn_rounding(plan, candidate, effort, cache)
     end = start_step(candidate.progress, "shift")
     key = {
         "name": "shifted grids",

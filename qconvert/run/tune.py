@@ -11,6 +11,7 @@ from qconvert.core.run_files import PLAN_FILE
 from qconvert.images.listing import Images
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import EFFORTS, Candidate
+from qconvert.optimize.shifted_grids import shift_grids
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.report import metrics
 from qconvert.report.model import Report
@@ -61,7 +62,10 @@ def tune_plans(
             inputs.loaded, calibration, scheme, options, holdout, context.progress
         )
         steps = request.steps or settings.training_steps
-        result = train(inputs.plans[variant.name], candidate, steps, context.cache)
+        # The weights may have been trained before, so they are not learned again for the shift.
+        saved, shifts = shift_grids(inputs.plans[variant.name], candidate, "none", context.cache)
+        result = train(saved, candidate, steps, context.cache)
+        result = replace(result, notes=(*shifts, *result.notes))
         if overlap:
             note = f"{overlap} of the evaluation images were trained on: its accuracy is too high"
             result = replace(result, notes=(*result.notes, note))
