@@ -1,4 +1,4 @@
-"""Write the reference pages from the code, or list the stale ones with `--check`."""
+"""Write the reference pages and tables from the code, or list the stale ones with `--check`."""
 
 import io
 import json
@@ -10,11 +10,14 @@ from typing import Any
 
 import pydantic
 
+from qconvert import backends
 from qconvert.cli import COMMANDS, main
 from qconvert.core import config
+from qconvert.core.formats import FORMATS
 from qconvert.report import json_file
 
 REFERENCE = Path(__file__).parent / "reference"
+FORMATS_PAGE = "../concepts/formats.md"
 NOTE = "<!-- Written by docs/generate.py; change the code, then run `make docs`. -->\n"
 
 
@@ -112,9 +115,33 @@ def settings_schema() -> dict[str, Any]:
     return schema
 
 
+def formats() -> str:
+    """Return the page of number formats with its table, between its two comments."""
+    head, first, rest = (REFERENCE / FORMATS_PAGE).read_text(encoding="utf-8").partition("<!--")
+    note, end, tail = rest.partition("-->\n")
+    _, last, tail = tail.partition("<!-- End")
+    names, reasons = list(backends.BACKENDS), list[str]()
+    lines = [f"| format | weights | activations | images | {' | '.join(names)} |"]
+    lines.append("|---" * (4 + len(names)) + "|")
+    for name, row in FORMATS.items():
+        images = "needed" if row.needs_ranges else "not needed"
+        cells = [f"`{name}`", row.weights, row.activations, images]
+        for backend in names:
+            if why := backends.requirements(backend).why_not(name):
+                reasons += [why] if why not in reasons else []
+                cells.append(f"no ({reasons.index(why) + 1})")
+            else:
+                cells.append("yes")
+        lines.append(f"| {' | '.join(cells)} |")
+    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
+    table = "\n".join(["", *lines, "", *notes, "", ""])
+    return f"{head}{first}{note}{end}{table}{last}{tail}"
+
+
 def pages() -> dict[str, str]:
     """Return the text of every generated file by name."""
     return {
+        FORMATS_PAGE: formats(),
         "commands.md": commands(),
         "settings.md": settings(),
         "qconvert.schema.json": json.dumps(settings_schema(), indent=2) + "\n",
@@ -136,7 +163,7 @@ def run(check: bool) -> int:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(text, encoding="utf-8")
     verb = "stale" if check else "written"
-    print(f"docs/reference: {', '.join(stale)} {verb}" if stale else "docs/reference: up to date")
+    print(f"docs: {', '.join(stale)} {verb}" if stale else "docs: up to date")
     return 1 if stale and check else 0
 
 

@@ -102,6 +102,27 @@ def mixed(**changed: NDArray[np.generic]) -> ir.Model:
     return model
 
 
+PRODUCTS = """
+<ir_version: 10, opset_import: ["": 20]>
+net (float[N, 3, 16, 16] image) => (float[N, 64] scores) {
+    flat = Flatten (image)
+    hidden = Gemm <transB: int = 1> (flat, w1, b1)
+    active = Relu (hidden)
+    scores = Gemm (active, w2)
+}
+"""
+
+
+def products() -> ir.Model:
+    """Return a network of matrix products, with images of the size that `mixed` takes."""
+    weights = {"w1": floats(64, 768), "b1": floats(64, seed=1), "w2": floats(64, 64, seed=2)}
+    scaled = {name: array / np.float32(np.sqrt(array.shape[-1])) for name, array in weights.items()}
+    model = infer_shapes(from_text(PRODUCTS, **scaled))[0]
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    return model
+
+
 FACTORY = '''
 import torch
 from torch import nn

@@ -63,7 +63,7 @@ def missing_requirement(installed: Installed, extra: str) -> base.Availability |
 def requirements() -> base.BackendRequirements:
     """Return the graphs that the CUDA provider accepts: float graphs."""
     reason = "ONNX Runtime computes INT8 on CUDA in float, and quantizes on top of it"
-    dynamic = "ONNX Runtime quantizes activations at run time on the CPU only"
+    dynamic = "ONNX Runtime has no kernel on CUDA that quantizes activations at run time"
     unsupported = {"int8": reason, "int8-dynamic": dynamic}
     return base.BackendRequirements({}, unsupported=unsupported)
 

@@ -20,7 +20,6 @@ from qconvert.graph import patterns
 from qconvert.quantize.plan import BIAS_SLOT, LayerPlan, Plan, RoundedWeights
 from qconvert.quantize.qdq_builder import QDQBuilder
 from qconvert.quantize.scheme import (
-    MIN_CHANNELS,
     SUBGRAPHS,
     OperatorRule,
     activation_slots,
@@ -39,6 +38,9 @@ from qconvert.quantize.weights import (
     weight_qparams,
 )
 
+# Below these integers are no faster: 64 x 64 weights are 1.25 times as fast as floats on 197 rows,
+# 32 x 32 ones 0.93 times, on one thread of an x86 with AVX-512 VNNI.
+MIN_SIDE, MIN_WEIGHTS = 32, 64 * 64
 # The inputs W and R of an LSTM, and how many inputs it has.
 LSTM_WEIGHTS, LSTM_INPUTS = (1, 2), 8
 
@@ -60,9 +62,9 @@ def untransposed_input(node: ir.Node) -> str:
 
 
 def large_weight(node: ir.Node) -> str:
-    """Refuse a weight that is too small to make up for the pass that quantizes the input."""
+    """Refuse a weight that is too small to make up for the passes that quantize the input."""
     rows, columns = patterns.weight_shape(node)
-    if min(rows, columns) >= MIN_CHANNELS:
+    if min(rows, columns) >= MIN_SIDE and rows * columns >= MIN_WEIGHTS:
         return ""
     return f"a {rows}x{columns} weight is too small for integer kernels"
 
@@ -75,7 +77,7 @@ def integer_lstm(node: ir.Node) -> str:
             return "its weights are not constant"
         if array.dtype != np.float32:
             return f"its weights are {array.dtype}"
-        if array.shape[-1] < MIN_CHANNELS:
+        if array.shape[-1] < MIN_SIDE:
             return f"weights of {array.shape[-1]} inputs are too few for integer kernels"
     if node.attributes.get_int("layout", 0) == 1:
         return "its batch comes before its steps, and the integer kernel has it behind"
@@ -97,7 +99,7 @@ DYNAMIC_RULES = (
     leave_in_float("GRU", "RNN", why="ONNX Runtime has no integer kernel for it on the CPU"),
     leave_in_float(
         *("Conv", "ConvTranspose"),
-        why="scales at run time cost a convolution more time than its integers save",
+        why="with scales at run time a convolution is 5 to 30 times slower than in float",
     ),
     SUBGRAPHS,
 )

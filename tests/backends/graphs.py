@@ -16,7 +16,7 @@ from qconvert.graph.fp16.convert import convert_to_half
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan
 from tests.calibrate.activations import summarize
-from tests.models import floats, mixed
+from tests.models import floats, mixed, products
 
 
 def images(count: int = 4) -> Tensors:
@@ -31,7 +31,7 @@ def _summaries() -> Mapping[str, Summary]:
 @cache
 def make_graph(backend: str, precision: Precision) -> ir.Model:
     """Return the network as a backend takes it; integers in the backend's own scheme."""
-    model = mixed()
+    model = products() if precision == "int8-dynamic" else mixed()
     if (name := quantized_format(precision)) is not None:
         required, options = backends.requirements(backend).schemes[name], QuantizeOptions()
         plan = make_plan(model, required, _summaries(), options, name)

@@ -5,31 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
 import pytest
 
-from qconvert.graph.passes import infer_shapes
 from tests.conftest import Outcome, write
 from tests.image_files import draw_images
-from tests.models import floats, from_text, mixed
+from tests.models import mixed, products
 
 Command = Callable[..., Outcome]
 QUICK = ("--backend", "cpu", "--seconds", "0.02", "--batch-sizes", "1")
-PRODUCTS = """
-<ir_version: 10, opset_import: ["": 20]>
-net (float[N, 3, 8, 8] image) => (float[N, 24] scores) {
-    flat = Flatten (image)
-    hidden = Gemm <transB: int = 1> (flat, w1, b1)
-    active = Relu (hidden)
-    scores = Gemm (active, w2)
-}
-"""
-
-
-def products() -> ir.Model:
-    w1, w2 = floats(64, 192) / np.float32(8), floats(64, 24, seed=2) / np.float32(8)
-    return infer_shapes(from_text(PRODUCTS, w1=w1, b1=floats(64, seed=1), w2=w2))[0]
 
 
 @pytest.fixture(autouse=True)

@@ -19,11 +19,11 @@ from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.saturation import find_saturation, is_pair_safe
-from tests.models import floats, mixed
+from tests.models import floats
 from tests.quantize.quantized_models import model
 
-ROWS = "(float[N, 32] x)"
-STACK = "(float[N, 10, 32] x)"
+ROWS = "(float[N, 64] x)"
+STACK = "(float[N, 10, 64] x)"
 
 
 def plan_of(before: ir.Model, settings: QuantizeConfig | None = None) -> Plan:
@@ -55,17 +55,17 @@ def quantize_at_run_time(x: NDArray[np.float32]) -> tuple[NDArray[np.int64], np.
 
 
 Shapes = dict[str, tuple[int, ...]]
-SQUARE: Shapes = {"w": (32, 32)}
+SQUARE: Shapes = {"w": (64, 64)}
 PRODUCTS: dict[str, tuple[str, str, Shapes, float, float, bool]] = {
     "a product of stacked rows": ("y = MatMul (x, w)", STACK, SQUARE, 1, 0, False),
     "a product and its bias": (
-        "h = MatMul (x, w) y = Add (h, b)", STACK, {**SQUARE, "b": (32,)}, 1, 1, False,
+        "h = MatMul (x, w) y = Add (h, b)", STACK, {**SQUARE, "b": (64,)}, 1, 1, False,
     ),
-    "a Gemm": ("y = Gemm (x, w, b)", ROWS, {**SQUARE, "b": (32,)}, 1, 1, False),
+    "a Gemm": ("y = Gemm (x, w, b)", ROWS, {**SQUARE, "b": (64,)}, 1, 1, False),
     "a Gemm without a bias": ("y = Gemm (x, w)", ROWS, SQUARE, 1, 0, False),
     "a Gemm of a transposed weight, with alpha and beta": (
         "y = Gemm <transB: int = 1, alpha: float = 0.5, beta: float = -2.0> (x, w, b)",
-        ROWS, {"w": (48, 32), "b": (48,)}, 0.5, -2.0, True,
+        ROWS, {"w": (80, 64), "b": (80,)}, 0.5, -2.0, True,
     ),
 }  # fmt: skip
 
@@ -74,7 +74,7 @@ PRODUCTS: dict[str, tuple[str, str, Shapes, float, float, bool]] = {
 def test_graph_computes_the_formula(name: str) -> None:
     body, inputs, shapes, alpha, beta, transposed = PRODUCTS[name]
     after = rewritten(model(body, signature(inputs), **shapes))
-    x = floats(*((4, 10, 32) if inputs is STACK else (4, 32)), seed=3)
+    x = floats(*((4, 10, 64) if inputs is STACK else (4, 64)), seed=3)
     integers, scale = quantize_at_run_time(x)
     constants = after.graph.initializers
     weight, steps = (constants[f"w_{part}"].const_value for part in ("quantized", "scale"))
@@ -109,7 +109,7 @@ def test_runtime_fuses_a_product_into_one_kernel(name: str, tmp_path: Path) -> N
 
 def test_tensor_that_several_products_read_is_quantized_once(tmp_path: Path) -> None:
     body = "q = MatMul (x, w) k = MatMul (x, v) r = Relu (q) y = Add (r, k)"
-    after = rewritten(model(body, signature(STACK), w=(32, 32), v=(32, 32)))
+    after = rewritten(model(body, signature(STACK), w=(64, 64), v=(64, 64)))
     assert kernels(after, tmp_path) == ["DynamicQuantizeLinear", *["MatMulIntegerToFloat"] * 2]
 
 
@@ -122,21 +122,21 @@ def test_weight_that_two_products_share_is_stored_once() -> None:
 
 def test_computed_bias_of_a_gemm_is_multiplied_by_beta() -> None:
     body = "b = Neg (c) y = Gemm <beta: float = 3.0> (x, w, b)"
-    before = model(body, "(float[N, 32] x, float[32] c) => (float[N, 32] y)", **SQUARE)
-    feeds = {"x": floats(4, 32, seed=3), "c": 10 * floats(32, seed=4)}
+    before = model(body, "(float[N, 64] x, float[64] c) => (float[N, 64] y)", **SQUARE)
+    feeds = {"x": floats(4, 64, seed=3), "c": 10 * floats(64, seed=4)}
     expected, outputs = (open_cpu(graph)(feeds)["y"] for graph in (before, rewritten(before)))
     assert np.square(expected).sum() / np.square(expected - outputs).sum() > 1000
 
 
 LSTM = 'y, h = LSTM <hidden_size: int = 32, direction: string = "{}"> (x, w, r, b)'
-SEQUENCE = "(float[T, N, 24] x)"
+SEQUENCE = "(float[T, N, 40] x)"
 
 
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("portable", [True, False])
 def test_lstm_gets_integer_weights(directions: int, portable: bool) -> None:
     body = LSTM.format("bidirectional" if directions == 2 else "forward")
-    shapes = {"w": (directions, 128, 24), "r": (directions, 128, 32), "b": (directions, 256)}
+    shapes = {"w": (directions, 128, 40), "r": (directions, 128, 32), "b": (directions, 256)}
     before = model(body, f"{SEQUENCE} => (float[T, {directions}, N, 32] y)", **shapes)
     for name in "wr":
         set_constant(before.graph.initializers[name], floats(*shapes[name]) / np.float32(6))
@@ -144,7 +144,7 @@ def test_lstm_gets_integer_weights(directions: int, portable: bool) -> None:
     assert [node.op_type for node in after.graph] == ["DynamicQuantizeLSTM"]
     assert [sums.operator for sums in find_saturation(after)] == ["DynamicQuantizeLSTM"] * 2
     assert is_pair_safe(after) == portable
-    x = {"x": floats(10, 3, 24, seed=3)}
+    x = {"x": floats(10, 3, 40, seed=3)}
     expected, outputs = (open_cpu(graph)(x)["y"] for graph in (before, after))
     assert np.square(expected).sum() / np.square(expected - outputs).sum() > 300
     assert not {"w", "r"} & after.graph.initializers.keys()
@@ -157,21 +157,24 @@ LEFT: dict[str, tuple[str, str, Shapes, str]] = {
         "it multiplies two activations",
     ),
     "a transposed input": (
-        "y = Gemm <transA: int = 1> (x, w)", "(float[32, N] x)", SQUARE, "it transposes its input",
+        "y = Gemm <transA: int = 1> (x, w)", "(float[64, N] x)", SQUARE, "it transposes its input",
     ),
     "a constant on the left": (
         "y = MatMul (v, x)", "(float[N, 32, 32] x)", {"v": (32, 32)}, "its weight is not constant",
     ),
     "a stack of weights": (
-        "y = MatMul (x, w)", "(float[4, 10, 32] x)", {"w": (4, 32, 32)},
+        "y = MatMul (x, w)", "(float[4, 10, 64] x)", {"w": (4, 64, 64)},
         "its weight is not one matrix",
     ),
     "a small weight": (
-        "y = MatMul (x, w)", STACK, {"w": (32, 15)}, "a 32x15 weight is too small",
+        "y = MatMul (x, w)", STACK, {"w": (64, 63)}, "a 64x63 weight is too small",
+    ),
+    "a narrow weight": (
+        "y = MatMul (x, w)", STACK, {"w": (64, 31)}, "a 64x31 weight is too small",
     ),
     "a GRU": (
         "y, h = GRU <hidden_size: int = 32> (x, w, r)", SEQUENCE,
-        {"w": (1, 96, 24), "r": (1, 96, 32)}, "ONNX Runtime has no integer kernel for it",
+        {"w": (1, 96, 40), "r": (1, 96, 32)}, "ONNX Runtime has no integer kernel for it",
     ),
     "an LSTM of few inputs": (
         "y, h = LSTM <hidden_size: int = 32> (x, w, r)", "(float[T, N, 8] x)",
@@ -179,11 +182,11 @@ LEFT: dict[str, tuple[str, str, Shapes, str]] = {
     ),
     "an LSTM with its batch first": (
         "y, h = LSTM <hidden_size: int = 32, layout: int = 1> (x, w, r)", SEQUENCE,
-        {"w": (1, 128, 24), "r": (1, 128, 32)}, "its batch comes before its steps",
+        {"w": (1, 128, 40), "r": (1, 128, 32)}, "its batch comes before its steps",
     ),
     "a convolution": (
         "y = Conv (x, w)", "(float[N, 16, 8, 8] x)", {"w": (16, 16, 1, 1)},
-        "scales at run time cost a convolution more",
+        "a convolution is 5 to 30 times slower than in float",
     ),
 }  # fmt: skip
 
@@ -198,14 +201,16 @@ def test_model_without_a_product_that_gains_is_refused_with_the_reason(name: str
 
 
 def test_convolutions_stay_in_float_beside_a_product() -> None:
-    layers = plan_of(mixed()).layers
-    assert {layer.op for layer in layers.values() if not layer.left} == {"Gemm"}
-    assert sum(layer.op == "Conv" for layer in layers.values()) == 5
+    body = "c = Conv (x, v) f = Flatten (c) y = Gemm (f, w)"
+    before = model(body, signature("(float[N, 16, 4, 4] x)"), v=(16, 16, 1, 1), w=(256, 32))
+    assert {layer.op: not layer.left for layer in plan_of(before).layers.values()} == {
+        "Conv": False, "Gemm": True,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("portable", [True, False])
 def test_portable_weights_are_exact_on_every_x86(portable: bool) -> None:
-    before = model("y = MatMul (x, w)", signature(STACK), w=(32, 64))
+    before = model("y = MatMul (x, w)", signature(STACK), w=(64, 64))
     after = rewritten(before, QuantizeConfig(portable=portable))
     assert [sums.operator for sums in find_saturation(after)] == ["MatMulInteger"]
     assert is_pair_safe(after) == portable
