@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qconvert.backends.ort import open_cpu
+from qconvert.core.formats import QuantizedFormat
 from qconvert.core.progress import ProgressCallback
 from qconvert.core.tensors import Tensors, batch_size, output_array
 from qconvert.measure import output_error
@@ -68,6 +69,7 @@ class Candidate:
     progress: ProgressCallback
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    precision: QuantizedFormat = "int8"
 
     def trial_plan(self, options: QuantizeOptions) -> Plan:
         """Return a plan from the ranges of all images but those held out, with 8-bit weights.
@@ -77,7 +79,7 @@ class Candidate:
         """
         summaries, scheme = self.calibration.training.summaries, self.scheme
         scheme = replace(scheme, weights=replace(scheme.weights, bits=8))
-        return make_plan(self.loaded.model, scheme, summaries, options)
+        return make_plan(self.loaded.model, scheme, summaries, options, self.precision)
 
     def output_error(self, options: QuantizeOptions, reference: Sequence[Tensors]) -> OutputError:
         """Return the output error of the model quantized with these options."""

@@ -80,7 +80,7 @@ def select_plan(
         elif method == OUTPUT_ERROR_METHOD:
             options = assign_methods(candidate, EFFORTS["thorough"].max_macs)
     model, summaries = candidate.loaded.model, candidate.calibration.full.summaries
-    plan = make_plan(model, candidate.scheme, summaries, options)
+    plan = make_plan(model, candidate.scheme, summaries, options, candidate.precision)
     if candidate.factors:
         fingerprint = onnx_io.fingerprint(original.loaded.model)
         plan = replace(plan, model=fingerprint, equalized=dict(candidate.factors))

@@ -17,7 +17,7 @@ from qconvert.calibrate import methods
 from qconvert.calibrate.summary import Summary
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
-from qconvert.core.formats import QuantizedFormat
+from qconvert.core.formats import FORMATS, QuantizedFormat
 from qconvert.core.scales import MAX_MAGNITUDE, Grid, Range, exceeds_scale_dtype
 from qconvert.graph import patterns
 from qconvert.graph.taps import ObservedTensors, find_observed_tensors
@@ -68,6 +68,7 @@ def make_plan(
     A format without scales of activations needs no summaries.
     """
     require_float_model(model)
+    summaries = summaries if FORMATS[precision].needs_ranges else {}
     observed = skip_infinite_tensors(find_observed_tensors(model), summaries)
     layers = place_quantizers(model, scheme, observed, options.selection)
     require_quantizable(layers)

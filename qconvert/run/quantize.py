@@ -329,19 +329,35 @@ def _make_plan(
 def _make_plan_without_ranges(
     loaded: LoadedModel, calibration: CalibrationSet | None, spec: QuantizeSpec, context: JobContext
 ) -> QuantizedModel:
-    """Return the plan of a format without scales of activations; with images, learn its weights."""
+    """Return the plan of a format without scales of activations.
+
+    With images, channels are equalized where that lowers the output error, and weights learned.
+    """
     settings, format_name = context.config.quantize, spec.variant.format
-    effort = BEFORE_TRAINING if settings.effort == TRAIN else settings.effort
+    name = BEFORE_TRAINING if settings.effort == TRAIN else settings.effort
+    effort = EFFORTS[name]
     scheme = scheme_for(settings, backends.requirements(spec.variant.backend), format_name)
     selection = placement.Selection(settings.exclude, settings.only, settings.keep)
     method, weights = FORMATS[format_name].activations, settings.weight_scales
     options = placement.QuantizeOptions(method, {}, weights, spec.rest, selection)
-    plan = placement.make_plan(loaded.model, scheme, {}, options, format_name)
     if calibration is None:
+        plan = placement.make_plan(loaded.model, scheme, {}, options, format_name)
         return QuantizedModel(loaded.model, plan)
-    holdout = EFFORTS[effort].holdout_images
-    candidate = Candidate(loaded, calibration, scheme, options, holdout, context.progress)
-    saved, notes = learn_rounding(plan, candidate, effort, context.cache)
+    holdout, progress = effort.holdout_images, context.progress
+    original = candidate = Candidate(
+        loaded, calibration, scheme, options, holdout, progress, precision=format_name
+    )
+    factors = dict[str, tuple[float, ...]]()
+    if effort.equalize and calibration.images is not None:
+        summaries = calibration.training.summaries
+        factors = choose_factors(loaded.model, summaries, portable=scheme.portable)
+    if factors:
+        equalized = replace(loaded, model=equalize(loaded.model, factors))
+        changed = replace(original, loaded=equalized, factors=factors)
+        candidate = choose_equalization(original, changed)
+    plan, _ = select_plan(original, candidate, method, name)
+    saved, notes = learn_rounding(plan, original, name, context.cache)
+    notes = (*candidate.notes, *notes)
     return QuantizedModel(loaded.model, saved.plan, saved.weights, notes=notes)
 
 

@@ -5,11 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from qconvert.backends.ort import open_cpu
+from qconvert.core import onnx_io
+from qconvert.graph.passes import infer_shapes
+from qconvert.measure.output_error import sqnr_db
 from tests.conftest import Outcome, write
 from tests.image_files import draw_images
-from tests.models import mixed, products
+from tests.models import floats, from_text, mixed, products
 
 Command = Callable[..., Outcome]
 QUICK = ("--backend", "cpu", "--seconds", "0.02", "--batch-sizes", "1")
@@ -90,3 +95,34 @@ def test_backends_without_a_format_are_left_out_with_the_reason(qconvert: Comman
     notes = " ".join(outcome.out.split())
     assert "no int8-dynamic for `tensorrt`: TensorRT fixes the scales" in notes
     assert [path.name for path in Path("run/engines").iterdir()] == ["cpu-int8-dynamic"]
+
+
+OUTLIERS = """
+<ir_version: 10, opset_import: ["": 20]>
+net (float[N, 64] rows) => (float[N, 64] outputs) {
+    normal = LayerNormalization (rows, gamma, beta)
+    outputs = Gemm (normal, weight)
+}
+"""
+
+
+@pytest.mark.slow
+def test_outliers_of_channels_move_into_the_weights_where_there_are_images(
+    qconvert: Command,
+) -> None:
+    gamma, weight = np.ones(64, np.float32), floats(64, 64) / np.float32(8)
+    gamma[[3, 17]], weight[[3, 17]] = 40, weight[[3, 17]] / 40
+    constants = {"gamma": gamma, "beta": floats(64, seed=1), "weight": weight}
+    write(infer_shapes(from_text(OUTLIERS, **constants))[0], Path("net.onnx"))
+    np.savez("rows.npz", rows=floats(64, 64, seed=2))
+    sqnr = []
+    for more in ([], ["--images", "rows.npz"]):
+        outcome = qconvert(
+            *("quantize", "net.onnx", "--precision", "int8-dynamic", "-o", "out.onnx"), *more
+        )
+        assert outcome.code == 0, outcome.err
+        feeds = {"rows": floats(16, 64, seed=3)}
+        paths = (Path("net.onnx"), Path("out.onnx"))
+        sqnr.append(sqnr_db(*(open_cpu(onnx_io.load(path))(feeds) for path in paths)))
+    assert "cross-layer equalization of 1 tensors accepted" in " ".join(outcome.err.split())
+    assert sqnr[1] > sqnr[0] + 6
