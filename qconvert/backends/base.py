@@ -26,6 +26,7 @@ from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors
 from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.scheme import Scheme
+from qconvert.quantize.weight_only import DEFAULT_GROUP, regroup
 
 T = TypeVar("T")
 
@@ -115,6 +116,8 @@ def scheme_for(
 ) -> Scheme:
     """Return the scheme of a backend for a format that it takes, as the settings change it."""
     scheme = requirements.schemes[name]
+    if FORMATS[name].weights_only:
+        return _weight_only_scheme_for(settings, scheme)
     # Other runtimes than the CPU's add products in 32 bits, and multiply no bytes at run time.
     multiplies_bytes = scheme.integer_bias or FORMATS[name].activations == "at run time"
     is_set = settings.portable is not None and multiplies_bytes
@@ -124,6 +127,16 @@ def scheme_for(
         activations = replace(activations, bits=settings.activation_bits)
     weights = Grid(settings.weight_bits)
     return replace(scheme, activations=activations, weights=weights, portable=portable)
+
+
+def _weight_only_scheme_for(settings: QuantizeConfig, scheme: Scheme) -> Scheme:
+    """Return a weight-only scheme with the group and the zero points of the settings."""
+    group = settings.group or DEFAULT_GROUP
+    grid = scheme.weights
+    if settings.zero_points is not None:
+        symmetric = not settings.zero_points
+        grid = Grid(grid.bits, symmetric=symmetric, signed=symmetric)
+    return regroup(scheme, grid, None if group == "channel" else int(group))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from qconvert.backends.system_probe import RUNTIMES, Installed
 from qconvert.core import onnx_io
 from qconvert.core.config import CpuConfig
 from qconvert.core.errors import QConvertError
-from qconvert.core.formats import QuantizedFormat
+from qconvert.core.formats import FORMATS, Precision, QuantizedFormat, quantized_format
 from qconvert.core.number_format import count
 from qconvert.core.pip_command import pip_install
 from qconvert.core.scales import Grid
@@ -24,6 +24,7 @@ from qconvert.graph.patterns import activation_sign
 from qconvert.quantize import saturation
 from qconvert.quantize.dynamic import DYNAMIC_RULES
 from qconvert.quantize.scheme import ORT_CPU_RULES, Scheme
+from qconvert.quantize.weight_only import weight_only_scheme
 
 PROVIDER = "CPUExecutionProvider"
 OPTIMIZED = "optimized.onnx"
@@ -66,7 +67,18 @@ def requirements() -> base.BackendRequirements:
         integer_bias=False,
         rules=DYNAMIC_RULES,
     )
-    schemes: dict[QuantizedFormat, Scheme] = {"int8": scheme, "int8-dynamic": dynamic}
+    products = ("MatMul", "Gemm", "Gather")
+    schemes: dict[QuantizedFormat, Scheme] = {
+        "int8": scheme,
+        "int8-dynamic": dynamic,
+        "int8-weights": weight_only_scheme(
+            "cpu", Grid(8), (*products, "Conv", "ConvTranspose"), "onnxruntime"
+        ),
+        # Zero points take half a byte for each group, and a third of the error away.
+        "int4-weights": weight_only_scheme(
+            "cpu", Grid(4, symmetric=False, signed=False), products, "onnxruntime"
+        ),
+    }
     unsupported = {"bf16": "ONNX Runtime has no bf16 kernels for the CPU"}
     return base.BackendRequirements(schemes, ("fp32",), unsupported=unsupported)
 
@@ -119,7 +131,7 @@ def build(
         else:
             (folder / OPTIMIZED).unlink()
     made_with = {**key, "copy": copy, "integer instructions": int8_class.int8_class().name}
-    if spec.precision in base.INTEGER:
+    if spec.precision in base.INTEGER and not _stores_weights_only(spec.precision):
         quantized = onnx_io.load(folder / base.GRAPH)
         made_with["activations"] = activation_sign(quantized)
         sums = saturation.find_saturation(quantized)
@@ -127,6 +139,12 @@ def build(
     return base.Engine(
         "cpu", spec.precision, folder, base.GRAPH, files, made_with, spec.threads, tuple(notes)
     )
+
+
+def _stores_weights_only(precision: Precision) -> bool:
+    """Whether only the weights of a precision are integers."""
+    name = quantized_format(precision)
+    return name is not None and FORMATS[name].weights_only
 
 
 def _silu_batch(spec: base.BuildSpec) -> int:
@@ -187,14 +205,17 @@ def open(engine: base.Engine) -> base.Session:
 def load_spec(engine: base.Engine) -> base.LoadSpec:
     """Return how ONNX Runtime loads an engine.
 
-    A file quantized for TensorRT, which no build writes here, keeps its Q/DQ nodes.
+    A file quantized for TensorRT, which no build writes here, keeps its Q/DQ nodes. One with integer
+    weights alone has them of convolutions, whose weights become float once, when it is loaded.
     """
     from qconvert.backends import ort
 
     settings = base.read_settings(CpuConfig, engine, "cpu")
     entries = {"session.intra_op.allow_spinning": str(int(settings.spinning))}
     may_saturate = False
-    if engine.precision in base.INTEGER:
+    if _stores_weights_only(engine.precision):
+        entries["session.disable_quant_qdq"] = "1"
+    elif engine.precision in base.INTEGER:
         model = onnx_io.load(engine.folder / engine.graph)
         may_saturate = not saturation.is_pair_safe(model)
         if ort.has_float_biases(model):

@@ -64,7 +64,9 @@ def requirements() -> base.BackendRequirements:
     """Return the graphs that the CUDA provider accepts: float graphs."""
     reason = "ONNX Runtime computes INT8 on CUDA in float, and quantizes on top of it"
     dynamic = "ONNX Runtime has no kernel on CUDA that quantizes activations at run time"
+    untried = "integer weights have not been run on CUDA yet"
     unsupported = {"int8": reason, "int8-dynamic": dynamic}
+    unsupported |= {"int8-weights": untried, "int4-weights": untried}
     return base.BackendRequirements({}, unsupported=unsupported)
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from qconvert.backends.base import Coverage, LoadSpec
 from qconvert.backends.ort import create_session, runtime, session_options
 from qconvert.core import atomic
+from qconvert.graph.patterns import WEIGHT_ONLY_OPS
 
 CASTING = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 # ONNX Runtime's own integer kernels have this in their names.
@@ -67,6 +68,8 @@ def kernel_coverage(path: Path, spec: LoadSpec, nodes: Mapping[str, Sequence[str
         dtypes |= {value.name: dtype for value in node.outputs if value.name}
         if node.op_type in CASTING:
             counts["casts"] += 1
+        elif node.op_type in WEIGHT_ONLY_OPS:
+            counts[f"int{node.attributes.get_int('bits', 4)} weights"] += 1
         elif any(name in node.op_type for name in INTEGER_NAMES):
             counts["int8"] += 1
         else:

@@ -21,11 +21,13 @@ from qconvert.core import onnx_io
 from qconvert.core.cache import file_sha256
 from qconvert.core.config import TensorrtConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
+from qconvert.core.formats import QuantizedFormat
 from qconvert.core.pip_command import pip_install
 from qconvert.core.scales import Grid
 from qconvert.core.tensors import TensorSpec
 from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.scheme import TENSORRT_RULES, OperatorRule, Scheme
+from qconvert.quantize.weight_only import weight_only_scheme
 
 PROVIDER = "TensorrtExecutionProvider"
 ENGINE, STRIPPED = "model.engine", "model.stripped.engine"
@@ -73,6 +75,15 @@ def _probe_native(installed: Installed, version: str) -> base.Availability:
     return base.Availability(not reason, not reason, version, reason, cure if reason else "")
 
 
+def weight_only_schemes(name: str, *others: str) -> dict[QuantizedFormat, Scheme]:
+    """Return the schemes of integer weights, of products and of `others`, without zero points."""
+    operators = ("MatMul", "Gemm", *others)
+    return {
+        "int8-weights": weight_only_scheme(name, Grid(8), operators, "onnx"),
+        "int4-weights": weight_only_scheme(name, Grid(4), operators, "onnx"),
+    }
+
+
 def requirements() -> base.BackendRequirements:
     """Return the graphs that TensorRT accepts: all zero points 0, biases in float.
 
@@ -80,7 +91,10 @@ def requirements() -> base.BackendRequirements:
     """
     release = find_release(detect())
     return base.BackendRequirements(
-        {"int8": quantization_scheme("tensorrt", TENSORRT_RULES)},
+        {
+            "int8": quantization_scheme("tensorrt", TENSORRT_RULES),
+            **weight_only_schemes("tensorrt"),
+        },
         ("fp32", "fp16", "bf16"),
         default_rest=DEFAULT_REST,
         strongly_typed=release is None or not release.takes_flags,

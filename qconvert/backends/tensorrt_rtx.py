@@ -15,7 +15,7 @@ from qconvert.backends import base, cuda_runtime, nvinfer, subprocess_worker
 from qconvert.backends.cuda import require_fixed_shapes
 from qconvert.backends.nvinfer import CONTEXT, NativeBuildOptions
 from qconvert.backends.system_probe import Installed, detect
-from qconvert.backends.tensorrt import FIXED_SCALES, quantization_scheme
+from qconvert.backends.tensorrt import FIXED_SCALES, quantization_scheme, weight_only_schemes
 from qconvert.backends.versions import why_too_old
 from qconvert.core import cache, onnx_io
 from qconvert.core.config import TensorrtRtxConfig
@@ -51,7 +51,11 @@ def probe(installed: Installed) -> base.Availability:
 def requirements() -> base.BackendRequirements:
     """Return the graphs that TensorRT for RTX accepts: the same as TensorRT."""
     return base.BackendRequirements(
-        {"int8": quantization_scheme("tensorrt-rtx", RTX_RULES)},
+        {
+            "int8": quantization_scheme("tensorrt-rtx", RTX_RULES),
+            # Engines of release 1.7 hold these integers as they are, of tables and convolutions too.
+            **weight_only_schemes("tensorrt-rtx", "Gather", "Conv"),
+        },
         ("fp32", "fp16", "bf16"),
         default_rest="fp16",
         unsupported={"int8-dynamic": FIXED_SCALES},

@@ -212,7 +212,7 @@ def print_tables(*tables: TextTable) -> None:
         write("")
 
 
-def show_coverage(layers: "Mapping[str, LayerPlan]") -> None:
+def show_coverage(layers: "Mapping[str, LayerPlan]", precision: str = "int8") -> None:
     """Print a row per operator, the most frequent first, and why nodes are not quantized."""
     rows = []
     for operator, count in Counter(layer.op for layer in layers.values()).most_common():
@@ -228,7 +228,7 @@ def show_coverage(layers: "Mapping[str, LayerPlan]") -> None:
         why = why or list(dict.fromkeys(layer.note for layer in nodes.values() if layer.note))
         in_float = reasons.total()
         rows.append([operator, f"{count}", f"{count - in_float}", f"{in_float}", "; ".join(why)])
-    columns = make_columns("l r r r w", "operator", "nodes", "int8", "left", "why")
+    columns = make_columns("l r r r w", "operator", "nodes", precision, "left", "why")
     write_table(TextTable(columns, rows))
 
 

@@ -188,6 +188,8 @@ quantize_options = setting_options(
     "keep",
     "weight-bits",
     "activation-bits",
+    "group",
+    "zero-points",
     "portable",
     "rest",
 )

@@ -227,7 +227,7 @@ def quantize_command(model: str | None, output: Path | None, **chosen: Any) -> N
         if chosen["as_json"]:
             console.write_json({"layers": {name: asdict(layer) for name, layer in layers.items()}})
         else:
-            console.show_coverage(layers)
+            console.show_coverage(layers, request.precision)
         return
     plan_out: Path | None = chosen["plan_out"]
     if plan_out is not None:
@@ -269,7 +269,7 @@ def _show(result: "Quantized", request: "QuantizeRequest", *, as_json: bool) -> 
             }
         )
     elif model.plan is not None:
-        console.show_coverage(model.plan.layers)
+        console.show_coverage(model.plan.layers, request.precision)
 
 
 @options.command(

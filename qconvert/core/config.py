@@ -19,6 +19,7 @@ from qconvert.core.setting_checks import (
     check_bits,
     check_channels,
     check_deviations,
+    check_group,
     check_method,
     check_model_name,
     check_resize_rule,
@@ -168,6 +169,18 @@ class QuantizeConfig(StrictTable):
     )
     activation_bits: Annotated[int, Limits(le=8), Check(check_bits)] = setting(
         8, f"Bits of activations, 4 to 8{STORED_AS_INT8}", "--activation-bits N"
+    )
+    group: Literal["channel"] | Annotated[int, Limits(ge=1), Check(check_group)] | None = setting(
+        None,
+        "Inputs that share a scale in weight-only formats: 32, 64, 128 or channel (all)",
+        "--group N|channel",
+        unset="64",
+    )
+    zero_points: Switch | None = setting(
+        None,
+        "Give each group of a weight-only format a zero point too",
+        "--zero-points/--no-zero-points",
+        "yes for int4-weights of cpu",
     )
     portable: Switch | None = setting(
         None,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-QuantizedFormat = Literal["int8", "int8-dynamic"]
+QuantizedFormat = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights"]
 Precision = Literal["fp32", "fp16", "bf16", QuantizedFormat, "mixed"]
 
 
@@ -18,12 +18,17 @@ class NumberFormat:
 
     `title` names it in sentences. Activations that are `calibrated` have scales in the graph, which
     need the range of every tensor: images, or a plan. Those `at run time` get new scales at every
-    run, those `in float` have none.
+    run, those `in float` have none: the weights become float where they are read.
     """
 
     title: str
     weights: str
     activations: Literal["calibrated", "at run time", "in float"]
+
+    @property
+    def weights_only(self) -> bool:
+        """Whether only weights are integers, and all that computes is in float."""
+        return self.activations == "in float"
 
     @property
     def needs_ranges(self) -> bool:
@@ -35,6 +40,12 @@ FORMATS: Mapping[QuantizedFormat, NumberFormat] = {
     "int8": NumberFormat("INT8", "8 bits, a scale for each output channel", "calibrated"),
     "int8-dynamic": NumberFormat(
         "dynamic INT8", "8 bits, a scale for each output channel", "at run time"
+    ),
+    "int8-weights": NumberFormat(
+        "weight-only INT8", "8 bits, a scale for each group of inputs", "in float"
+    ),
+    "int4-weights": NumberFormat(
+        "weight-only INT4", "4 bits, a scale for each group of inputs", "in float"
     ),
 }
 

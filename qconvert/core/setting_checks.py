@@ -56,6 +56,17 @@ def check_bits(bits: int) -> int:
     return bits
 
 
+# ONNX Runtime has kernels for more, with scales of their own that take more bytes or lose more.
+GROUPS = (32, 64, 128)
+
+
+def check_group(size: int) -> int:
+    """Return how many inputs share a scale, a number for which runtimes have kernels."""
+    if size not in GROUPS:
+        raise ValueError(f"kernels have groups of {', '.join(map(str, GROUPS))}, or of a `channel`")
+    return size
+
+
 def check_channels(numbers: tuple[float, ...]) -> tuple[float, ...]:
     """Return one finite number, or one for each of three channels."""
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):

@@ -18,6 +18,8 @@ INTEGER_OPS = frozenset(
     {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QAttention"}
     | {"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
 )
+# They multiply or look up integer weights in blocks, and compute in float.
+WEIGHT_ONLY_OPS = frozenset({"MatMulNBits", "GatherBlockQuantized"})
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 RECTIFIERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "HardSwish"})
 # Their outputs hold values of their first input and no others.
@@ -34,7 +36,7 @@ FLOAT_TYPES = frozenset(
 def is_quantized(model: ir.Model) -> bool:
     """Whether the model already holds quantized operators, as a QAT export does."""
     operators = {node.op_type for node in onnx_io.all_nodes(model)}
-    quantized = QDQ_OPS | INTEGER_OPS | {"DynamicQuantizeLinear"}
+    quantized = QDQ_OPS | INTEGER_OPS | WEIGHT_ONLY_OPS | {"DynamicQuantizeLinear"}
     return any(op in quantized or op.startswith("QLinear") for op in operators)
 
 

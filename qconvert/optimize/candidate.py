@@ -89,25 +89,8 @@ class Candidate:
     def compare(
         self, model: ir.Model, batches: Iterable[Tensors], reference: Sequence[Tensors]
     ) -> OutputError:
-        """Return the error of a model on the batches of the reference.
-
-        Where a decoder reads enough boxes from the reference, it is that of the boxes.
-        """
-        run, outputs, counts = open_cpu(model), list[Tensors](), list[int]()
-        reader: BoxReader | None = None
-        for batch, expected in zip(batches, reference, strict=False):
-            if not outputs:
-                reader = find_box_reader(self.loaded.source.inputs, batch, expected)
-            outputs.append(run(batch))
-            counts.append(batch_size(batch))
-        errors = None if reader is None else reader.errors(reference, outputs, counts)
-        if errors is not None:
-            return OutputError(errors, float(errors.mean()), np.zeros(1), of_boxes=True)
-        return OutputError(
-            output_error.per_image_errors(reference, outputs, counts),
-            output_error.weighed_noise_to_signal(reference, outputs, counts),
-            output_error.prediction_changes(reference, outputs, counts),
-        )
+        """Return the error of a model on the batches of the reference."""
+        return compare_outputs(self.loaded, model, batches, reference)
 
     def describe_images(self, error: OutputError) -> str:
         """Describe the images on which an error was measured."""
@@ -123,6 +106,30 @@ class Candidate:
         if self.calibration.has_holdout:
             return self.calibration.holdout_batches(MAX_TRAINING_IMAGES, self.max_holdout_images)
         return self.calibration.validation_batches()
+
+
+def compare_outputs(
+    loaded: LoadedModel, model: ir.Model, batches: Iterable[Tensors], reference: Sequence[Tensors]
+) -> OutputError:
+    """Return the error of a model made from `loaded` on the batches of the reference.
+
+    Where a decoder reads enough boxes from the reference, it is that of the boxes.
+    """
+    run, outputs, counts = open_cpu(model), list[Tensors](), list[int]()
+    reader: BoxReader | None = None
+    for batch, expected in zip(batches, reference, strict=False):
+        if not outputs:
+            reader = find_box_reader(loaded.source.inputs, batch, expected)
+        outputs.append(run(batch))
+        counts.append(batch_size(batch))
+    errors = None if reader is None else reader.errors(reference, outputs, counts)
+    if errors is not None:
+        return OutputError(errors, float(errors.mean()), np.zeros(1), of_boxes=True)
+    return OutputError(
+        output_error.per_image_errors(reference, outputs, counts),
+        output_error.weighed_noise_to_signal(reference, outputs, counts),
+        output_error.prediction_changes(reference, outputs, counts),
+    )
 
 
 def run_reference(model: ir.Model, batches: Iterable[Tensors]) -> list[Tensors]:

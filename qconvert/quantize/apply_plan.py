@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
-from qconvert.core.formats import QuantizedFormat
-from qconvert.core.scales import choose_qparams, exceeds_scale_dtype
+from qconvert.core.formats import FORMATS, QuantizedFormat
+from qconvert.core.scales import FloatArray, choose_qparams, exceeds_scale_dtype
 from qconvert.graph import patterns
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.dynamic import quantize_at_run_time
@@ -31,6 +31,8 @@ from qconvert.quantize.plan_files import require_matching_weights
 from qconvert.quantize.qdq_builder import QDQBuilder
 from qconvert.quantize.scheme import linear_layer
 from qconvert.quantize.shifted_tensors import require_shiftable, shift_tensors
+from qconvert.quantize.weight_only import TABLES, table_layer
+from qconvert.quantize.weight_only_graph import MICROSOFT, prepare_opset, store_weights
 from qconvert.quantize.weights import (
     WeightedLayer,
     find_weighted_layers,
@@ -58,17 +60,24 @@ def apply_plan(
         )
     require_matching_weights(learned, plan.learned)
     model = equalize(model, plan.equalized)
+    if FORMATS[plan.precision].weights_only:
+        model = prepare_opset(model)
     graph = model.graph
     layers = find_planned_layers(graph, plan)
     if not keep_values:
         require_shiftable(graph, plan)
     builder = QDQBuilder(graph)
     for node, layer in layers.items():
-        if (rounded := learned.get(node.name or "")) is not None:
+        rounded = learned.get(node.name or "")
+        if rounded is not None and FORMATS[plan.precision].weights_only:
+            set_bias(node, rounded.bias, builder.names)  # the rewrite takes the integers
+        elif rounded is not None:
             set_weight(node, layer.weight, rounded, builder.names)
     REWRITES[plan.precision](builder, layers, plan, learned)
     if not keep_values:
         shift_tensors(graph, plan.shifted, builder.names)
+    if any(node.domain == MICROSOFT for node in graph):
+        model.opset_imports[MICROSOFT] = 1
     return model
 
 
@@ -93,6 +102,8 @@ Rewrite = Callable[[QDQBuilder, Mapping[ir.Node, LayerPlan], Plan, RoundedWeight
 REWRITES: Mapping[QuantizedFormat, Rewrite] = {
     "int8": insert_qdq,
     "int8-dynamic": quantize_at_run_time,
+    "int8-weights": store_weights,
+    "int4-weights": store_weights,
 }
 
 
@@ -121,8 +132,7 @@ def find_planned_layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, LayerPlan]
             )
         if layer.weight is not None and not (
             patterns.constant_array(node.inputs[layer.weight.slot]) is not None
-            and node.op_type in patterns.WEIGHTED
-            and replace(layer.weight, bits=None) == linear_layer(node).weight
+            and replace(layer.weight, bits=None) == _weight_slot(node, plan)
         ):
             raise UsageError(
                 f"the plan has a wrong weight or axis for `{node.name}`",
@@ -142,6 +152,14 @@ def find_planned_layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, LayerPlan]
     return layers
 
 
+def _weight_slot(node: ir.Node, plan: Plan) -> WeightSlot | None:
+    """Return the weight that a plan may name for a node; None if it has none."""
+    if node.op_type in patterns.WEIGHTED:
+        return linear_layer(node).weight
+    is_table = node.op_type in TABLES and FORMATS[plan.precision].weights_only
+    return table_layer(node).weight if is_table else None
+
+
 def set_weight(
     node: ir.Node, slot: WeightSlot | None, learned: RoundedWeight, names: patterns.UniqueNames
 ) -> None:
@@ -151,7 +169,12 @@ def set_weight(
         return
     shape = [-1 if axis == slot.axis else 1 for axis in range(learned.integers.ndim)]
     patterns.set_constant(value, learned.integers * learned.steps.reshape(shape))
-    if learned.bias is None:
+    set_bias(node, learned.bias, names)
+
+
+def set_bias(node: ir.Node, learned: FloatArray | None, names: patterns.UniqueNames) -> None:
+    """Give a node, or the Add behind it, a learned bias, if there is one."""
+    if learned is None:
         return
     # The bias of the node, or what is added behind it; a new one if there is neither.
     bias = (
@@ -160,11 +183,9 @@ def set_weight(
         else patterns.find_matmul_bias(node)[1]
     )
     if bias is not None:
-        patterns.set_constant(bias, learned.bias)
+        patterns.set_constant(bias, learned)
     else:
-        patterns.set_constant_input(
-            node, BIAS_SLOT, names.reserve(f"{node.name}.bias"), learned.bias
-        )
+        patterns.set_constant_input(node, BIAS_SLOT, names.reserve(f"{node.name}.bias"), learned)
 
 
 def _quantize_activation(

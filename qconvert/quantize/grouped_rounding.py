@@ -20,7 +20,12 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from qconvert.core.scales import FloatArray, round_scale_up
-from qconvert.quantize.grouped_weights import GroupedWeight, WeightFormat, choose_scales, join_outputs
+from qconvert.quantize.grouped_weights import (
+    GroupedWeight,
+    WeightFormat,
+    choose_scales,
+    join_outputs,
+)
 
 # Added to the diagonal of H, relative to its mean: weights of inputs that are hardly ever active
 # stay where they are, and H has an inverse.
@@ -97,8 +102,8 @@ def _round_in_order(
     """Round one input after the other, and let those left make up for its error."""
     grid, size = scaled.grid, target.shape[1]
     # Inputs come first here: one input of all outputs lies together in memory.
-    scales = np.ascontiguousarray(scaled.spread(scaled.scales)[:, order].T)
-    zero_points = scaled.spread(scaled.zero_points)[:, order].T.astype(np.float32)
+    scales = np.ascontiguousarray(scaled.input_scales()[:, order].T)
+    zero_points = scaled.input_zero_points()[:, order].T.astype(np.float32)
     left = target[:, order].T.copy()
     integers = np.empty_like(left)
     for start in range(0, size, BLOCK_SIZE):
@@ -121,10 +126,9 @@ def _round_in_order(
 def _descend(target: FloatArray, gram: FloatArray, rounded: GroupedWeight) -> GroupedWeight:
     """Give every weight in turn the integer with the least error for all others as they are."""
     grid, size = rounded.grid, target.shape[1]
-    scales = np.ascontiguousarray(rounded.spread(rounded.scales).T)
-    zero_points = rounded.spread(rounded.zero_points).T
+    scales = np.ascontiguousarray(rounded.input_scales().T)
     integers = rounded.integers.T.astype(np.float32)
-    gradient = gram @ ((integers - zero_points).astype(np.float32) * scales - target.T)
+    gradient = gram @ (rounded.dequantize() - target).T
     for start in range(0, size, BLOCK_SIZE):
         block = slice(start, min(start + BLOCK_SIZE, size))
         slopes, own = gradient[block].copy(), gram[block, block]
@@ -149,7 +153,7 @@ def _fit_scales(
     A scale that would not be positive, or more than a quarter off, stays.
     """
     outputs, count = rounded.scales.shape
-    shifted = (rounded.integers - rounded.spread(rounded.zero_points)).astype(np.float32)
+    shifted = rounded.shifted()
     starts = np.arange(count) * rounded.group
     products = np.empty((outputs, count, count))
     for number, start in enumerate(starts):

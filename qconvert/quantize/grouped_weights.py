@@ -56,14 +56,21 @@ class GroupedWeight:
         if not self.scales.shape == self.zero_points.shape == shape:
             raise ValueError(f"{inputs} inputs in groups of {self.group} need scales of {shape}")
 
-    def spread(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Return a number of each group for each of its inputs."""
-        return np.repeat(values, self.group, axis=1)[:, : self.integers.shape[1]]
+    def input_scales(self) -> FloatArray:
+        """Return the scale of every weight."""
+        return np.repeat(self.scales, self.group, axis=1)[:, : self.integers.shape[1]]
+
+    def input_zero_points(self) -> IntArray:
+        """Return the zero point of every weight."""
+        return np.repeat(self.zero_points, self.group, axis=1)[:, : self.integers.shape[1]]
+
+    def shifted(self) -> FloatArray:
+        """Return the integers less their zero points, as floats."""
+        return (self.integers - self.input_zero_points()).astype(np.float32)
 
     def dequantize(self) -> FloatArray:
         """Return the weight that the integers stand for."""
-        shifted = (self.integers - self.spread(self.zero_points)).astype(np.float32)
-        values: FloatArray = shifted * self.spread(self.scales)
+        values: FloatArray = self.shifted() * self.input_scales()
         return values
 
     def outputs(self, part: slice) -> "GroupedWeight":
@@ -174,8 +181,8 @@ def join_outputs(parts: Sequence[GroupedWeight]) -> GroupedWeight:
 
 def round_to_nearest(weight: FloatArray, scales: GroupedWeight) -> GroupedWeight:
     """Return the nearest integers of a weight with the scales of another."""
-    scale, zero_point = scales.spread(scales.scales), scales.spread(scales.zero_points)
-    return replace(scales, integers=_round(weight, scale, zero_point, scales.grid))
+    integers = _round(weight, scales.input_scales(), scales.input_zero_points(), scales.grid)
+    return replace(scales, integers=integers)
 
 
 def _ends(groups: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -195,8 +202,7 @@ def _scales_of_ends(
     return scale, zero_point.astype(np.int32)
 
 
-def _round(
-    weight: FloatArray, scale: NDArray[np.generic], zero_point: NDArray[np.generic], grid: Grid
-) -> IntArray:
+def _round(weight: FloatArray, scale: FloatArray, zero_point: IntArray, grid: Grid) -> IntArray:
     integers = np.rint(weight / scale) + zero_point
-    return np.clip(integers, grid.quant_min, grid.quant_max).astype(np.int32)
+    clipped: IntArray = np.clip(integers, grid.quant_min, grid.quant_max).astype(np.int32)
+    return clipped

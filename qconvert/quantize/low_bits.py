@@ -10,12 +10,18 @@ from collections import Counter
 import onnx_ir as ir
 
 from qconvert.core import number_format as fmt
+from qconvert.core.formats import FORMATS
 from qconvert.graph import patterns
 from qconvert.quantize.plan import Plan
 
 
 def describe_low_bits(model: ir.Model, plan: Plan) -> tuple[str, ...]:
-    """Return the notes of a model whose plan has grids below 8 bits; none with 8."""
+    """Return the notes of a model whose plan has grids below 8 bits; none with 8.
+
+    Weight-only formats store 4 bits as 4 bits.
+    """
+    if FORMATS[plan.precision].weights_only:
+        return ()
     notes, bits = [], plan.weights.bits
     if bits < 8:
         counts = count_weights(model, plan)

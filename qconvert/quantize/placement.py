@@ -90,6 +90,8 @@ def make_plan(
         rest=options.rest,
         portable=scheme.portable,
         precision=precision,
+        group=scheme.group,
+        kernels=scheme.kernels,
     )
 
 

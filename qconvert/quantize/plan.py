@@ -12,12 +12,13 @@ import numpy as np
 import pydantic
 from numpy.typing import NDArray
 
-from qconvert.core.formats import QuantizedFormat
+from qconvert.core.formats import FORMATS, QuantizedFormat
 from qconvert.core.scales import FloatArray, Grid, Range
 
 FORMAT = 1
 BIAS_SLOT = 2
 RestPrecision = Literal["fp32", "fp16", "bf16"]
+Kernels = Literal["onnx", "onnxruntime"]
 
 
 class StrictKeys:
@@ -66,7 +67,9 @@ class Plan(StrictKeys):
     which their channels are divided first. `learned` is the digest of the learned weights that
     belong to the plan; they are in a file beside it. With `portable`, pairs of weights are
     limited, so that x86 without VNNI computes the same answers. `shifted` names tensors whose
-    symmetric grid is shifted, so that it covers their range alone (`shifted_tensors`).
+    symmetric grid is shifted, so that it covers their range alone (`shifted_tensors`). Weight-only
+    formats have a scale for each `group` of inputs, None for one of all inputs of an output;
+    `kernels` says whose operators read their weights.
     """
 
     model: str
@@ -84,11 +87,16 @@ class Plan(StrictKeys):
     learned: str = ""
     precision: QuantizedFormat = "int8"
     shifted: tuple[str, ...] = ()
+    group: int | None = None
+    kernels: Kernels = "onnx"
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        if not (self.weights.symmetric and self.weights.signed):
+        symmetric = self.weights.symmetric and self.weights.signed
+        if not (symmetric or FORMATS[self.precision].weights_only):
             raise ValueError("the grid of weights must be symmetric and signed")
+        if self.group is not None and self.group < 1:
+            raise ValueError("a group has at least one input")
 
     def grid_of(self, tensor: str) -> Grid:
         """Return the grid of an activation, before a shift makes it symmetric."""
@@ -111,16 +119,20 @@ class RoundedWeight:
     """The integers of a weight in its own shape, a step for each channel, and the float bias.
 
     `bias` is that of the operator, or what an Add right behind it adds, None if there is neither.
+    Weight-only formats have rows of integers instead, as [output, input], and a step for each group
+    of each row; `zero_points` are None on a symmetric grid.
     """
 
-    integers: NDArray[np.int8]
+    integers: NDArray[np.int8] | NDArray[np.uint8]
     steps: FloatArray
     bias: FloatArray | None
+    zero_points: NDArray[np.uint8] | None = None
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Return the arrays by name, without a bias that there is not."""
+        """Return the arrays by name, without those that there are not."""
         arrays: dict[str, NDArray[np.generic]] = {"integers": self.integers, "steps": self.steps}
-        return arrays if self.bias is None else {**arrays, "bias": self.bias}
+        optional = {"bias": self.bias, "zero_points": self.zero_points}
+        return arrays | {name: array for name, array in optional.items() if array is not None}
 
 
 RoundedWeights = Mapping[str, RoundedWeight]

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from qconvert.core import atomic, npz
 from qconvert.core.errors import QConvertError, UsageError, first_line
-from qconvert.graph.patterns import INTEGER_OPS, WEIGHTED, is_quantized, producer_of
+from qconvert.graph.patterns import (
+    INTEGER_OPS,
+    WEIGHT_ONLY_OPS,
+    WEIGHTED,
+    is_quantized,
+    producer_of,
+)
 from qconvert.quantize.cross_layer import ChannelFactors
 from qconvert.quantize.plan import FORMAT, LayerPlan, Plan, RoundedWeight, RoundedWeights
 
@@ -88,7 +94,12 @@ def save_weights(weights: RoundedWeights, path: Path) -> None:
 def load_weights(path: Path) -> dict[str, RoundedWeight]:
     """Read the weights that `save_weights` wrote."""
     arrays: dict[str, dict[str, NDArray[Any]]] = {}
-    types = {"integers": np.int8, "steps": np.float32, "bias": np.float32}
+    types = {
+        "integers": (np.int8, np.uint8),
+        "zero_points": (np.uint8,),
+        "steps": (np.float32,),
+        "bias": (np.float32,),
+    }
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -96,11 +107,13 @@ def load_weights(path: Path) -> dict[str, RoundedWeight]:
             for member in members:
                 name, key = member.filename.removesuffix(".npy").rsplit("/", 1)
                 array = npz.read_array(archive, member)
-                if array.dtype != types.get(key, array.dtype):
+                if array.dtype not in types.get(key, (array.dtype,)):
                     raise ValueError("an array has another type than it was written with")
                 arrays.setdefault(name, {})[key] = array
         return {
-            name: RoundedWeight(row["integers"], row["steps"], row.get("bias"))
+            name: RoundedWeight(
+                row["integers"], row["steps"], row.get("bias"), row.get("zero_points")
+            )
             for name, row in arrays.items()
         }
     except npz.CORRUPT_ERRORS as error:
@@ -186,7 +199,7 @@ def read_layers(model: ir.Model) -> dict[str, LayerPlan]:
     layers: dict[str, LayerPlan] = {}
     for node in model.graph:
         name, op = node.name or f"{node.op_type} {len(layers)}", node.op_type
-        if op.startswith("QLinear") or op in INTEGER_OPS:
+        if op.startswith("QLinear") or op in INTEGER_OPS | WEIGHT_ONLY_OPS:
             layers[name] = LayerPlan(op)
         elif op in WEIGHTED:
             # In half precision a Cast may stand between.

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qconvert.core.scales import Grid
 from qconvert.graph import patterns
-from qconvert.quantize.plan import LayerPlan, WeightSlot
+from qconvert.quantize.plan import Kernels, LayerPlan, WeightSlot
 
 QuantizedNodes = Set[ir.Node]
 
@@ -42,7 +42,9 @@ class OperatorRule:
 class Scheme:
     """The quantization that a backend requires; operators in `shared_scale` use one scale each.
 
-    With `portable`, pairs of weights are limited (`quantize.pairs`).
+    With `portable`, pairs of weights are limited (`quantize.pairs`). Weight-only formats have a
+    scale for each `group` of inputs, None for one of all inputs of an output; `kernels` says whose
+    operators read the weights.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Scheme:
     rules: tuple[OperatorRule, ...]
     shared_scale: frozenset[str] = frozenset()
     portable: bool = False
+    group: int | None = None
+    kernels: Kernels = "onnx"
 
     @cached_property
     def rules_by_operator(self) -> dict[str, OperatorRule]:

@@ -33,12 +33,15 @@ from qconvert.optimize.plan_selection import initial_options, select_plan
 from qconvert.optimize.sensitive_blocks import keep_sensitive_blocks
 from qconvert.optimize.shifted_grids import EFFORTS_WITH_SHIFTS, shift_grids
 from qconvert.optimize.weight_bits import keep_sensitive_weights
+from qconvert.optimize.weight_rounding import round_on_images
 from qconvert.quantize import placement, plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.low_bits import describe_low_bits
 from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision, RoundedWeights
 from qconvert.quantize.saturation import PairSums, describe_saturation, find_saturation
+from qconvert.quantize.weight_only import require_groups
+from qconvert.quantize.weight_only_graph import prepare_opset
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, with_preprocessing
 from qconvert.run.quantize_request import (
@@ -155,7 +158,12 @@ def _make_spec(source: FloatModel, request: QuantizeRequest, context: JobContext
 
 def require_quantizable(model: ir.Model, settings: QuantizeConfig, variant: EngineVariant) -> None:
     """Refuse a model of which a variant can quantize nothing, before any work."""
-    placement.require_quantizable(place_layers(model, settings, variant))
+    layers = place_layers(model, settings, variant)
+    if FORMATS[variant.format].weights_only:
+        requirements = backends.requirements(variant.backend)
+        require_groups(layers, scheme_for(settings, requirements, variant.format).group)
+        prepare_opset(model)
+    placement.require_quantizable(layers)
 
 
 def preview_layers(context: JobContext, request: QuantizeRequest) -> dict[str, LayerPlan]:
@@ -343,6 +351,10 @@ def _make_plan_without_ranges(
     if calibration is None:
         plan = placement.make_plan(loaded.model, scheme, {}, options, format_name)
         return QuantizedModel(loaded.model, plan)
+    if FORMATS[format_name].weights_only:
+        plan = placement.make_plan(loaded.model, scheme, {}, options, format_name)
+        saved, notes = round_on_images(plan, loaded, calibration, name, context.progress)
+        return QuantizedModel(loaded.model, saved.plan, saved.weights, notes=notes)
     holdout, progress = effort.holdout_images, context.progress
     original = candidate = Candidate(
         loaded, calibration, scheme, options, holdout, progress, precision=format_name

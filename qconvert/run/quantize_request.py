@@ -57,8 +57,23 @@ def require_portable_has_effect(settings: QuantizeConfig, names: Sequence[str]) 
 def require_settings_have_effect(
     settings: QuantizeConfig, variants: Sequence[EngineVariant]
 ) -> None:
-    """Raise for a setting of ranges where no variant has any."""
+    """Raise for a setting of ranges or of groups where no variant has any."""
     quantized = [variant for variant in variants if variant.is_quantized]
+    weights_only = [FORMATS[variant.format].weights_only for variant in quantized]
+    grouped = {"--group": settings.group, "--zero-points": settings.zero_points}
+    for option, value in grouped.items():
+        if value is not None and not any(weights_only):
+            raise UsageError(
+                f"`{option}` is for weight-only formats, and none is asked for",
+                hint=f"leave `{option}` out, or ask for `--precision int4-weights`",
+            )
+    for variant in quantized if settings.zero_points else ():
+        scheme = backends.requirements(variant.backend).schemes[variant.format]
+        if FORMATS[variant.format].weights_only and scheme.kernels == "onnx":
+            raise UsageError(
+                f"`{variant.backend}` reads no zero points of weights",
+                hint="leave `--zero-points` out: it is for `cpu`",
+            )
     if not quantized or any(variant.needs_ranges for variant in quantized):
         return
     defaults = QuantizeConfig()
@@ -66,6 +81,7 @@ def require_settings_have_effect(
         "--method": settings.method != defaults.method,
         "--activation-bits": settings.activation_bits != defaults.activation_bits,
         "--effort train": settings.effort == TRAIN,
+        "--weight-bits": all(weights_only) and settings.weight_bits != defaults.weight_bits,
     }
     if option := next((name for name, is_set in options.items() if is_set), ""):
         name = quantized[0].precision
@@ -151,6 +167,8 @@ def require_matching_plan(plan: Plan, settings: QuantizeConfig, request: Quantiz
         "--portable": settings.portable is True and not plan.portable,
         "--no-portable": settings.portable is False and plan.portable,
         "--effort train": settings.effort == TRAIN,
+        "--group": settings.group is not None,
+        "--zero-points": settings.zero_points is not None,
     }
     if option := next((name for name, is_set in options.items() if is_set), ""):
         raise UsageError(

@@ -7,10 +7,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qconvert import backends
-from qconvert.backends.base import FLOAT
+from qconvert.backends.base import FLOAT, scheme_for
 from qconvert.calibrate.summary import Summary
 from qconvert.core import onnx_io
-from qconvert.core.formats import Precision, quantized_format
+from qconvert.core.config import QuantizeConfig
+from qconvert.core.formats import FORMATS, Precision, quantized_format
 from qconvert.core.tensors import Tensors
 from qconvert.graph.fp16.convert import convert_to_half
 from qconvert.quantize.apply_plan import apply_plan
@@ -33,7 +34,10 @@ def make_graph(backend: str, precision: Precision) -> ir.Model:
     """Return the network as a backend takes it; integers in the backend's own scheme."""
     model = products() if precision == "int8-dynamic" else mixed()
     if (name := quantized_format(precision)) is not None:
-        required, options = backends.requirements(backend).schemes[name], QuantizeOptions()
+        # The network's product has 32 inputs.
+        group = 32 if FORMATS[name].weights_only else None
+        settings, options = QuantizeConfig(group=group), QuantizeOptions()
+        required = scheme_for(settings, backends.requirements(backend), name)
         plan = make_plan(model, required, _summaries(), options, name)
         return apply_plan(model, plan)
     dtype = FLOAT[precision]

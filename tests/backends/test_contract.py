@@ -40,6 +40,7 @@ RUN_ON = {"cuda": "real device", "tensorrt": "real device", "tensorrt-rtx": "rea
 BUILT_BY = RUN_ON | {"tensorrt-rtx": "real builder"}
 # FP16 differs by the order of additions, INT8 by a step where a value lies halfway between two.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1, "int8": 5e-2, "int8-dynamic": 5e-2}
+TOLERANCE |= {"int8-weights": 1e-3, "int4-weights": 1e-3}
 SPEC = BuildSpec("fp32", Profile(1, 2, 4))
 
 
