@@ -3,12 +3,14 @@
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qconvert.backends import int8_class, system_probe
 from qconvert.core import config_file
+from qconvert.demo import demo_files
 from tests import models
 from tests.conftest import Outcome, write
 
@@ -142,8 +144,11 @@ def test_ascii_terminal_gets_escaped_output(shell: Callable[..., Outcome], tmp_p
 
 @pytest.mark.long
 def test_doctor_proves_engines_and_writes_bundle_without_private_paths(
-    qconvert: Command, tmp_path: Path
+    qconvert: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, count in (("CALIBRATION_IMAGES", 40), ("PROOF_IMAGES", 100)):
+        fewer = replace(getattr(demo_files, name), count=count)
+        monkeypatch.setattr(demo_files, name, fewer)
     (tmp_path / "qconvert.toml").write_text("[build]\nprecisions = ['nonsense']\n")
     outcome = qconvert("doctor", "--prove", "--backend", "cpu", "-o", "proof", "--json")
     assert outcome.code == 0, outcome.err
