@@ -1,5 +1,6 @@
 """Every test runs in its own folder, with its own cache and a clean environment."""
 
+import gc
 import os
 import shutil
 import signal
@@ -120,6 +121,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
     table.record(items)
     _begin_with_long_files(items)
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of garbage collections what was imported: each timing of engines starts one."""
+    gc.collect()
+    gc.freeze()
 
 
 def _begin_with_long_files(items: list[pytest.Item]) -> None:
