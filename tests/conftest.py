@@ -39,8 +39,12 @@ def _interruptible() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    shared.begin_session(tmp_path_factory)
+def _shared_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    own = tmp_path_factory.getbasetemp()
+    # The folder of a worker of pytest-xdist lies in that of the session.
+    shared.begin_session(own.parent if hasattr(request.config, "workerinput") else own)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def write(model: ir.Model, path: Path) -> Path:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests of the shared run as slow: building it takes seconds.
 
     Tests of GPU backends let the report hold what they prove.
@@ -120,7 +124,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "shared_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
     table.record(items)
-    _begin_with_long_files(items)
+    if hasattr(config, "workerinput"):
+        _begin_with_long_files(items)
 
 
 def pytest_collection_finish() -> None:

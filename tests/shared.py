@@ -1,22 +1,18 @@
 """What a test session makes once, on disk, for the workers of pytest-xdist to share."""
 
 import fcntl
-import os
 from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 # Set by a fixture of `conftest` before the first test.
 _folders: list[Path] = []
 
 
-def begin_session(folders: pytest.TempPathFactory) -> None:
-    """Keep what is shared in the folder of the session, which those of its workers lie in."""
-    base = folders.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
-    folder.mkdir(exist_ok=True)
-    _folders[:] = [folder]
+def begin_session(folder: Path) -> None:
+    """Keep what is shared in the folder of the session."""
+    place = folder / "shared"
+    place.mkdir(exist_ok=True)
+    _folders[:] = [place]
 
 
 def once(name: str, make: Callable[[Path], object]) -> Path:
