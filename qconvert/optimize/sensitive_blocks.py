@@ -33,7 +33,7 @@ from qconvert.quantize.plan import LayerPlan, Plan
 
 MAX_TRIAL_IMAGES, TRIALS_OF_SETS = 16, 12
 # The share of all multiplications that may go back to float.
-MAX_SHARE = 0.15
+MAX_SHARE = 0.2
 # What leaving INT8 costs beside the multiplications, as a share of all of them.
 CONVERSION_COST = 0.005
 # A set grows no further at so low an error of boxes, or of outputs from which none are read.
