@@ -118,7 +118,9 @@ def best_seconds(runners: Mapping[str, Runner], images: Array, rounds: int) -> d
     return {name: min(durations) for name, durations in times.items()}
 
 
-def open_onnx(path: Path, *, unfused: bool = False, exact: bool = False) -> Runner:
+def open_onnx(
+    path: Path, *, unfused: bool = False, exact: bool = False, threads: int = THREADS
+) -> Runner:
     """Open a file with ONNX Runtime as a user would.
 
     `unfused` runs Q/DQ nodes one by one. `exact` keeps x86 without VNNI from adding products of
@@ -127,7 +129,7 @@ def open_onnx(path: Path, *, unfused: bool = False, exact: bool = False) -> Runn
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", str(int(unfused)))
     options.add_session_config_entry("session.x64quantprecision", str(int(exact)))
-    options.intra_op_num_threads = THREADS
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})[0]

@@ -1,7 +1,8 @@
 """Dynamic INT8 of two vision transformers, compared with FP32 and ONNX Runtime's quantize_dynamic.
 
 One is timm's ViT-Tiny with random weights, on random images; the other is the small one that
-`benchmarks.hard_nets` trains, on its 500 drawn images. All files run on the CPU provider.
+`benchmarks.hard_nets` trains, on its 500 drawn images. All files run on the CPU provider, on one
+thread, in turns; of each the least time counts.
 
     python -m benchmarks.dynamic                # both, and the verdicts
     python -m benchmarks.dynamic --work DIR     # keep weights and files in DIR
@@ -89,7 +90,7 @@ def compare(net: str, reference: Reference, rounds: int) -> None:
     """Print the scores and speeds of all files of a network, and the verdict."""
     files = {"FP32": reference.model, **quantize_all(reference.model)}
     scores = {name: score_model(path, reference) for name, path in files.items()}
-    runners = {name: open_onnx(path) for name, path in files.items()}
+    runners = {name: open_onnx(path, threads=1) for name, path in files.items()}
     speeds = speedups(runners, "FP32", reference.images, rounds)
     print(f"\n{net}, {len(reference.images)} images")
     print(f"{'file':42}{'MB':>6}{'top-1':>7}{'agrees':>8}{'SQNR':>7}{'KL':>9}  speed at batch 1, 8")
