@@ -80,6 +80,11 @@ def build_command(model: str | None, output: Path | None, run: Path | None, **ch
     console.write(f"evaluate  {config.evaluate.images or 'no images'}")
     console.write(f"write     {out}")
     console.note(*choice.notes)
+    if not config.build.precisions:
+        console.note(
+            "a network of products gets an engine in `int8-dynamic` too, without images in place "
+            "of `int8`"
+        )
 
 
 @options.command(

@@ -213,7 +213,7 @@ class BuildConfig(StrictTable):
         (),
         "Precisions of the engines",
         "--precision NAME",
-        "fp32, fp16, int8; without images int8-dynamic in place of int8, for networks of products",
+        "fp32, fp16, int8; for networks of products int8-dynamic too, without images in its place",
     )
     profile: tuple[PositiveInt, PositiveInt, PositiveInt] = setting(
         (1, 8, 32), "Smallest, best and largest batch of an engine", "--profile MIN,BEST,MAX"

@@ -43,8 +43,6 @@ from qconvert.run.training import TrainedPlan, require_torch, require_trainable
 from qconvert.sources import LoadedModel
 
 DEFAULT_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-# What is built in place of INT8 without images.
-WITHOUT_IMAGES: Precision = "int8-dynamic"
 # The default backend is the first of these that runs here.
 BACKENDS_BY_PREFERENCE = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
 CURVE = JsonCodec("training.json", TrainingCurve)
@@ -113,28 +111,31 @@ def choose_variants(settings: BuildConfig, *, plan_only: bool) -> ChosenVariants
     return ChosenVariants(tuple(variants), available, tuple(notes))
 
 
-def replace_without_images(
-    chosen: ChosenVariants, loaded: LoadedModel, settings: QuantizeConfig, plans: Collection[str]
+def choose_by_model(
+    chosen: ChosenVariants,
+    loaded: LoadedModel,
+    settings: QuantizeConfig,
+    plans: Collection[str],
+    *,
+    has_images: bool,
 ) -> ChosenVariants:
-    """Return the default variants of a run without images: dynamic INT8 in place of INT8.
+    """Return the default variants: dynamic INT8 too, where the network is mostly products.
 
-    It is tried where the network is mostly products, and where the run has a plan of it.
+    Without images it takes the place of INT8. What the run has a plan of is built again.
     """
     variants, notes = list[EngineVariant](), list(chosen.notes)
     for variant in chosen.variants:
-        other = EngineVariant(variant.backend, WITHOUT_IMAGES)
-        takes_other = not backends.requirements(variant.backend).why_not(WITHOUT_IMAGES)
-        needs_images = variant.precision == "int8" and variant.name not in plans
-        if (needs_images and takes_other) and (
+        other = EngineVariant(variant.backend, "int8-dynamic")
+        takes_other = not backends.requirements(other.backend).why_not(other.precision)
+        is_tried = (variant.precision == "int8" and takes_other) and (
             other.name in plans
             or is_mostly_products(loaded.model.graph, place_layers(loaded.model, settings, other))
-        ):
-            variants.append(other)
-            notes.append(
-                f"no `{variant.name}`: INT8 needs images, `--images PATH`; `{other.name}` needs none"
-            )
-        else:
+        )
+        if not is_tried or has_images or variant.name in plans:
             variants.append(variant)
+        else:
+            notes.append(f"no `{variant.name}`: INT8 needs images, `--images PATH`")
+        variants += [other] if is_tried else []
     return replace(chosen, variants=tuple(variants), notes=tuple(notes))
 
 
@@ -157,8 +158,9 @@ def prepare_inputs(
         earlier = onnx_io.fingerprint(onnx_io.load(folder.model))
         if earlier != onnx_io.fingerprint(loaded.model):
             raise UsageError(f"`{folder.root}` holds a run of another model", hint=OTHER_FOLDER)
-    if not (config.build.precisions or config.calibration.images or source.trained):
-        chosen = replace_without_images(chosen, loaded, config.quantize, ())
+    if not config.build.precisions and source.trained is None:
+        has_images = config.calibration.images is not None
+        chosen = choose_by_model(chosen, loaded, config.quantize, (), has_images=has_images)
         variants = chosen.variants
         quantized = [variant for variant in variants if variant.is_quantized]
         require_settings_have_effect(config.quantize, quantized)
@@ -235,8 +237,8 @@ def reload_inputs(
         for file in folder.root.glob(f"{ENGINES}/*/{PLAN_FILE}")
     }
     has_images = folder.calibration.is_file() or config.calibration.images is not None
-    if not (config.build.precisions or has_images):
-        chosen = replace_without_images(chosen, loaded, config.quantize, plans)
+    if not config.build.precisions:
+        chosen = choose_by_model(chosen, loaded, config.quantize, plans, has_images=has_images)
         variants = chosen.variants
     if any(variant.needs_ranges and variant.name not in plans for variant in variants):
         require_torch(config.quantize)

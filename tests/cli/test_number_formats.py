@@ -51,6 +51,17 @@ def test_build_without_images_tries_dynamic_int8_for_products(qconvert: Command)
 
 
 @pytest.mark.slow
+def test_build_with_images_tries_dynamic_int8_beside_int8(qconvert: Command) -> None:
+    draw_images(Path("images"), 16)
+    more = ("--images", "images", "--effort", "none")
+    rows = build(qconvert, "net.onnx", "-o", "run", *more)["variants"]
+    names = ["cpu-fp32", "cpu-fp16", "cpu-int8", "cpu-int8-dynamic"]
+    assert [row["name"] for row in rows] == names
+    dry = qconvert("build", "net.onnx", "--dry-run")
+    assert "a network of products gets an engine in `int8-dynamic` too" in " ".join(dry.err.split())
+
+
+@pytest.mark.slow
 def test_dynamic_int8_is_compared_with_fp32_where_there_are_images(qconvert: Command) -> None:
     draw_images(Path("val"), 16)
     report = build(qconvert, "net.onnx", "--eval", "val", "--precision", "fp32,int8-dynamic")
