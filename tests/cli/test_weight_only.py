@@ -10,10 +10,10 @@ import pytest
 from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io
 from qconvert.measure.output_error import sqnr_db
-from tests.cli.test_number_formats import QUICK, build, products
+from tests.cli.test_number_formats import QUICK, build
 from tests.conftest import Outcome, write
 from tests.image_files import draw_images
-from tests.models import floats, mixed
+from tests.models import floats, mixed, products
 
 Command = Callable[..., Outcome]
 INT4 = ("--precision", "int4-weights")
