@@ -16,7 +16,7 @@ from qconvert.calibrate.calibration import Calibration
 from qconvert.core import config_file
 from qconvert.core.config import Backend, Config, Task, keyword_settings, option_table
 from qconvert.core.errors import UsageError, did_you_mean
-from qconvert.core.formats import Precision
+from qconvert.core.formats import RewrittenPrecision
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
 from qconvert.package import Format, pack
 from qconvert.package.pack import Packed
@@ -101,7 +101,7 @@ class QuantizeArguments(ImageArguments, total=False):
     """The target, and a calibration file or a plan instead of images."""
 
     backend: Backend
-    precision: Precision
+    precision: RewrittenPrecision
     calibration: StrPath
     plan: StrPath
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 QuantizedFormat = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights"]
+# What a float model can be rewritten to.
+RewrittenPrecision = Literal[QuantizedFormat, "fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16", QuantizedFormat, "mixed"]
 
 
