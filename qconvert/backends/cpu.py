@@ -16,7 +16,7 @@ from qconvert.backends.system_probe import RUNTIMES, Installed
 from qconvert.core import onnx_io
 from qconvert.core.config import CpuConfig
 from qconvert.core.errors import QConvertError
-from qconvert.core.formats import FORMATS, Precision, QuantizedFormat, quantized_format
+from qconvert.core.formats import QuantizedFormat, stores_weights_only
 from qconvert.core.number_format import count
 from qconvert.core.pip_command import pip_install
 from qconvert.core.scales import Grid
@@ -131,7 +131,7 @@ def build(
         else:
             (folder / OPTIMIZED).unlink()
     made_with = {**key, "copy": copy, "integer instructions": int8_class.int8_class().name}
-    if spec.precision in base.INTEGER and not _stores_weights_only(spec.precision):
+    if spec.precision in base.INTEGER and not stores_weights_only(spec.precision):
         quantized = onnx_io.load(folder / base.GRAPH)
         made_with["activations"] = activation_sign(quantized)
         sums = saturation.find_saturation(quantized)
@@ -139,12 +139,6 @@ def build(
     return base.Engine(
         "cpu", spec.precision, folder, base.GRAPH, files, made_with, spec.threads, tuple(notes)
     )
-
-
-def _stores_weights_only(precision: Precision) -> bool:
-    """Whether only the weights of a precision are integers."""
-    name = quantized_format(precision)
-    return name is not None and FORMATS[name].weights_only
 
 
 def _silu_batch(spec: base.BuildSpec) -> int:
@@ -213,7 +207,7 @@ def load_spec(engine: base.Engine) -> base.LoadSpec:
     settings = base.read_settings(CpuConfig, engine, "cpu")
     entries = {"session.intra_op.allow_spinning": str(int(settings.spinning))}
     may_saturate = False
-    if _stores_weights_only(engine.precision):
+    if stores_weights_only(engine.precision):
         entries["session.disable_quant_qdq"] = "1"
     elif engine.precision in base.INTEGER:
         model = onnx_io.load(engine.folder / engine.graph)

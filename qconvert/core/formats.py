@@ -58,6 +58,12 @@ def format_title(precision: str) -> str:
     return precision.upper() if name is None else FORMATS[name].title
 
 
+def stores_weights_only(precision: str) -> bool:
+    """Whether only the weights of a precision are integers."""
+    name = quantized_format(precision)
+    return name is not None and FORMATS[name].weights_only
+
+
 def needs_ranges(precision: str) -> bool:
     """Whether a new plan of a precision needs the range of every tensor."""
     name = quantized_format(precision)

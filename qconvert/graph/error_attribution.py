@@ -20,6 +20,8 @@ from qconvert.graph.taps import FLOAT, ReductionTaps, find_observed_tensors, is_
 OUTPUT_PREFIX = "qconvert.output."
 REFERENCE_PREFIX = "qconvert.reference."
 FROM_INTEGERS = patterns.INTEGER_OPS | {"DequantizeLinear"}
+FOUR_BITS = frozenset({ir.DataType.INT4, ir.DataType.UINT4})
+PRECISIONS = ("int4", "int8", "fp16", "bf16", "fp32")
 HALF_PRECISIONS = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 
@@ -152,7 +154,7 @@ def build_attribution_model(
         reference, own = references[name], taps.as_float32(value)
         # The first of these in which a part of the layer computes.
         kinds_of_layer = kinds.get(value, frozenset()) | {"fp32"}
-        precisions[name] = min(kinds_of_layer, key=("int8", "fp16", "bf16", "fp32").index)
+        precisions[name] = min(kinds_of_layer, key=PRECISIONS.index)
         taps.sum_of_squares(reference, f"signal.{name}")
         taps.sum_of_squares(own, f"power.{name}")
         taps.sum_of_squares(taps.node("Sub", own, reference), f"arriving.{name}")
@@ -189,8 +191,8 @@ def _add_twin(
         sources = [value for value in node.inputs if value is not None]
         layer = [value for value in sources if value in twins and value not in exact]
         # A node computes in integers where it reads what came from integers.
-        operators = {node.op_type, *map(_operator, sources)}
-        computed_in = {"int8"} if operators & FROM_INTEGERS else set()
+        producers = [producer for value in sources if (producer := value.producer()) is not None]
+        computed_in = set[str]().union(*map(_integer_precision, (node, *producers)))
         computed_in |= {HALF_PRECISIONS.get(value.dtype or FLOAT, "fp32") for value in node.outputs}
         kinds.update(dict.fromkeys(node.outputs, frozenset(computed_in)))
         if patterns.has_subgraph(node) or any(twins[value] is None for value in layer):
@@ -216,3 +218,13 @@ def _add_twin(
 def _operator(value: ir.Value) -> str:
     producer = value.producer()
     return producer.op_type if producer is not None else ""
+
+
+def _integer_precision(node: ir.Node) -> set[str]:
+    """Return the precision of the integers that a node reads or computes with, if there are any."""
+    if node.op_type in patterns.WEIGHT_ONLY_OPS:
+        return {f"int{node.attributes.get_int('bits', 4)}"}
+    if node.op_type not in FROM_INTEGERS:
+        return set()
+    value = node.inputs[0] if node.inputs else None
+    return {"int4" if value is not None and value.dtype in FOUR_BITS else "int8"}

@@ -38,9 +38,10 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 INK_COLOUR, LINE_COLOUR = "#010203", "#040506"
 GREY, RED, ORANGE = "#808890", "#d6452b", "#e07b24"
 BLUE, PURPLE, GREEN, GOLD = "#3d87d6", "#8d6bd6", "#2f9e6e", "#b59a1a"
+TEAL, PINK = "#1f9aa6", "#c9528f"
 PRECISION_COLOURS = {
     **{"fp32": GREY, "fp16": BLUE, "bf16": PURPLE, "int8": ORANGE, "mixed": GREEN},
-    "int8-dynamic": GOLD,
+    **{"int8-dynamic": GOLD, "int8-weights": TEAL, "int4-weights": PINK},
 }
 METHOD_COLOURS = {"minmax": GREY, "percentile:99.99": BLUE, "entropy": PURPLE, "mse": GREEN}
 CHOSEN_COLOUR = RED

@@ -19,7 +19,13 @@ from qconvert.backends.system_probe import SIMULATED_GPU
 from qconvert.core import number_format as fmt
 from qconvert.core.config import GateConfig
 from qconvert.core.errors import GateFailed
-from qconvert.core.formats import FORMATS, format_title, needs_ranges, quantized_format
+from qconvert.core.formats import (
+    FORMATS,
+    format_title,
+    needs_ranges,
+    quantized_format,
+    stores_weights_only,
+)
 from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, NO_CLASSES, NO_LABELS
 from qconvert.measure.latency import summarize_latency
 from qconvert.report import metrics
@@ -27,6 +33,7 @@ from qconvert.report.chain import chain_notes
 from qconvert.report.cpu_speed import cpu_limit_note, foreign_notes, limiting_class
 from qconvert.report.metrics import NOT_TIMED_TOGETHER
 from qconvert.report.model import GateName, GateResult, Report, VariantResult
+from qconvert.report.weight_only import describe_saving
 
 PASS, FAIL = "pass", "FAIL"
 MIN_AGREEMENT = 97.0
@@ -286,6 +293,9 @@ def _slow_integer_notes(report: Report) -> Iterator[str]:
             continue
         acceptable = [pair for pair in faster if not _objection(report, pair[1])]
         float_ms, fastest = min(acceptable or faster, key=lambda pair: pair[0])
+        if stores_weights_only(variant.precision):
+            yield describe_saving(variant, ms, fastest, float_ms)
+            continue
         left, candidates = variant.unquantized, variant.candidates
         if left:
             op, count = Counter(node.op for node in left).most_common(1)[0]
