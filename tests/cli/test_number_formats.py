@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnxruntime import quantization
 
 from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io
@@ -137,3 +138,13 @@ def test_outliers_of_channels_move_into_the_weights_where_there_are_images(
         sqnr.append(sqnr_db(*(open_cpu(onnx_io.load(path))(feeds) for path in paths)))
     assert "cross-layer equalization of 1 tensors accepted" in " ".join(outcome.err.split())
     assert sqnr[1] > sqnr[0] + 6
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_dynamic_file_of_another_tool_is_recognized(qconvert: Command) -> None:
+    quantization.quantize_dynamic("net.onnx", "theirs.onnx")
+    outcome = qconvert("bench", "net.onnx", "theirs.onnx", "--seconds", "0.02", "--json")
+    assert outcome.code == 0, outcome.err
+    rows = {row["name"]: row["precision"] for row in json.loads(outcome.out)["variants"]}
+    assert rows == {"net.onnx": "fp32", "theirs.onnx": "int8-dynamic"}

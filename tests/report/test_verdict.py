@@ -171,6 +171,24 @@ def test_verdict_says_that_the_recorded_cpu_limits_int8() -> None:
         assert concluded.verdict.startswith("INT8 is not faster here, so ship `cpu-fp32`")
 
 
+@pytest.mark.parametrize("ms", [25.0, 8.0])
+def test_dynamic_int8_ships_only_where_it_is_faster(ms: float) -> None:
+    fp32, fp16, int8 = reports.cpu()
+    dynamic = replace(
+        int8, name="cpu-int8-dynamic", precision="int8-dynamic", latency=(reports.timing(ms),)
+    )
+    concluded = conclude(reports.report(fp32, fp16, dynamic), NONE)
+    slow = "dynamic INT8 is not faster than FP32 on `cpu` (25.00 against 24.00 ms), because 2 of 60"
+    assert any(note.startswith(slow) for note in concluded.notes) == (ms > 24)
+    if ms > 24:
+        assert concluded.best == "cpu-fp32"
+        assert concluded.verdict.startswith("Dynamic INT8 is not faster here, so ship `cpu-fp32`")
+    else:
+        assert concluded.best == "cpu-int8-dynamic"
+        both = conclude(reports.report(fp32, fp16, int8, dynamic), NONE)
+        assert both.best == "cpu-int8-dynamic"
+
+
 def test_nothing_slower_than_fp32_ships() -> None:
     # The medians say 1.01 times as fast; the rounds, which share what the machine did, 0.97.
     samples = ((20.0, 24.0, 28.0), (20.6, 23.8, 28.9))
