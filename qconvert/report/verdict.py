@@ -161,7 +161,8 @@ def _why_not_another(report: Report, best: VariantResult, timed: list[VariantRes
     if not (faster or _is_slowed(report, rivals[0])) or best.precision not in FLOAT_PRECISIONS:
         return _objection(report, rivals[0])
     limiting, title = limiting_class(report, rivals[0]), format_title(rivals[0].precision)
-    return f"{title[0].upper()}{title[1:]} is not faster {f'on this CPU ({limiting.name})' if limiting else 'here'}"
+    place = f"on this CPU ({limiting.name})" if limiting else "here"
+    return f"{title[0].upper()}{title[1:]} is not faster {place}"
 
 
 def _nothing_timed(report: Report) -> str:
