@@ -3,7 +3,16 @@
 `make peers` runs all parts. A part that lacks its data set says so and is skipped.
 """
 
-from benchmarks import any_cpu, calibration, demo_tasks, detectors, hard_nets, prepare, quantization
+from benchmarks import (
+    any_cpu,
+    calibration,
+    demo_tasks,
+    detectors,
+    dynamic,
+    hard_nets,
+    prepare,
+    quantization,
+)
 
 
 def main() -> None:
@@ -12,6 +21,7 @@ def main() -> None:
     quantization.main()
     any_cpu.main()
     hard_nets.main()
+    dynamic.main()
     demo_tasks.main()
     detectors.main()
 
