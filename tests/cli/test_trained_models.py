@@ -119,3 +119,13 @@ def test_build_scores_and_reports_a_trained_model_and_resumes_it(
     again = qconvert("build", "--from", "run", *quick)
     assert again.code == 0, again.err
     assert "cpu-int8" in again.out
+
+
+@pytest.mark.slow
+def test_trained_model_is_tuned_on_images(qconvert: Command) -> None:
+    draw_images(Path("images"), 40)
+    options = ("--backend", "cpu", "--precision", "fp32,int8", "--seconds", "0.02", "-o", "run")
+    assert qconvert("build", "qat.onnx", "--eval", "images", *options).code == 0
+    outcome = qconvert("tune", "run", "--images", "images", "--training-steps", "20")
+    assert outcome.code == 0, outcome.err
+    assert "training: 20 steps" in outcome.err
