@@ -17,7 +17,7 @@ from qconvert.core import atomic, config_file, onnx_io
 from qconvert.core.cache import JsonCodec, file_sha256
 from qconvert.core.config import BuildConfig, ExportConfig, QuantizeConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
-from qconvert.core.formats import Precision
+from qconvert.core.formats import Precision, quantized_format
 from qconvert.core.progress import megabytes, share_reporter, start_step
 from qconvert.core.run_files import ENGINES, GRAPH_FILE, PLAN_FILE
 from qconvert.images.listing import ImageEntry, sha256sum_text
@@ -240,6 +240,13 @@ def reload_inputs(
     if not config.build.precisions:
         chosen = choose_by_model(chosen, loaded, config.quantize, plans, has_images=has_images)
         variants = chosen.variants
+    for variant in variants:
+        saved = plans.get(variant.name)
+        if saved is not None and saved.plan.precision != quantized_format(variant.precision):
+            raise UsageError(
+                f"`{folder.engine(variant.name) / PLAN_FILE}` is a plan for {saved.plan.precision}",
+                hint="delete it to make a new one",
+            )
     if any(variant.needs_ranges and variant.name not in plans for variant in variants):
         require_torch(config.quantize)
         require_trainable(loaded, context)

@@ -26,6 +26,7 @@ from qconvert.backends.base import EngineVariant, scheme_for
 from qconvert.core import atomic, config_file, onnx_io
 from qconvert.core.config import Config
 from qconvert.core.errors import UsageError
+from qconvert.core.formats import FORMATS
 from qconvert.core.run_files import (
     CALIBRATION,
     ENGINES,
@@ -201,6 +202,11 @@ def prepare(
         )
     if saved is None and network.run is not None:
         saved = _load(network.run / ENGINES / EngineVariant(name, "int8").name / PLAN_FILE)
+    if saved is not None and not FORMATS[saved.plan.precision].needs_ranges:
+        raise UsageError(
+            f"the plan is for {saved.plan.precision}, which has no ranges to train",
+            hint="give a plan of `--precision int8`, or none",
+        )
     if saved is not None and saved.plan.scheme != name:
         raise UsageError(
             f"the plan is for `{saved.plan.scheme}`, not for `{name}`",

@@ -52,6 +52,19 @@ def test_build_without_images_tries_dynamic_int8_for_products(qconvert: Command)
 
 
 @pytest.mark.slow
+def test_plan_of_another_format_is_refused(qconvert: Command) -> None:
+    build(qconvert, "net.onnx", "-o", "run", "--precision", "fp32,int8-dynamic")
+    outcome = qconvert("tune", "run")
+    assert outcome.code == 2
+    assert "`run` has no INT8 engine to train here" in outcome.err
+    file = Path("run/engines/cpu-int8-dynamic/plan.json")
+    file.write_text(file.read_text().replace("int8-dynamic", "int8"))
+    outcome = qconvert("build", "--from", "run", *QUICK)
+    assert outcome.code == 2
+    assert "cpu-int8-dynamic/plan.json` is a plan for int8" in " ".join(outcome.err.split())
+
+
+@pytest.mark.slow
 def test_build_with_images_tries_dynamic_int8_beside_int8(qconvert: Command) -> None:
     draw_images(Path("images"), 16)
     more = ("--images", "images", "--effort", "none")

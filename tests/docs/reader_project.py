@@ -11,9 +11,11 @@ import onnx
 import pytest
 from onnx.utils import Extractor
 
+from qconvert.core import onnx_io
 from qconvert.demo import generator, scenes
 from qconvert.demo.demo_files import NETWORK, NETWORKS
 from tests.docs.commands import ROOT
+from tests.models import products
 
 # The pages show what a reader would type; these settings keep it short.
 SETTINGS = """[quantize]
@@ -43,6 +45,7 @@ def create(folder: Path) -> None:
     import torch
 
     (folder / "model.onnx").write_bytes(NETWORK.read_bytes())
+    onnx_io.save(products(), folder / "transformer.onnx")
     generator.write_images(folder / "calib_data", generator.CALIBRATION_SEED, 32)
     generator.write_images(folder / "val", generator.EVALUATION_SEED, 40)
     rows = (folder / "val/labels.csv").read_text().splitlines()
