@@ -19,7 +19,9 @@ from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.scales import FloatArray
 from qconvert.core.tensors import Tensors
 from qconvert.graph import patterns
+from qconvert.measure.output_error import OutputError
 from qconvert.optimize import im2col
+from qconvert.optimize.activation_scales import choose_activation_scales
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH, CalibrationSet
 from qconvert.optimize.candidate import EFFORTS, compare_outputs, is_better, run_reference
 from qconvert.optimize.coordinate_descent import Activation, find_activation
@@ -84,28 +86,36 @@ def round_on_images(
             "some to round on and others to validate"
         )
     end = start_step(progress, "learn")
+    reference = run_reference(model, holdout())
 
     def report(done: int, total: int) -> None:
         progress(Progress("learn", "layers", done=done, total=total))
 
-    nearest = round_layers(plan, model)
+    def error_of(candidate: Plan, layers: Mapping[str, RoundedLayer]) -> OutputError:
+        rounded = with_rounded(candidate, model, layers)
+        return compare_outputs(loaded, rounded, holdout(), reference)
+
+    before = error_of(plan, round_layers(plan, model))
     learned = round_layers(plan, model, batches, ROWS[effort], report)
-    reference = run_reference(model, holdout())
-    before, after = (
-        compare_outputs(loaded, with_rounded(plan, model, layers), holdout(), reference)
-        for layers in (nearest, learned)
-    )
+    after = error_of(plan, learned)
     accepted = is_better(before, after, significantly=False)
     count = sum(layer.is_learned for layer in learned.values())
     decision = describe_decision(accepted, before, after)
-    note = f"GPTQ: {count} of {len(learned)} weights, {decision}"
-    end(note, False)
-    if not accepted:
-        return PlanWithWeights(plan), (note,)
-    weights = {name: layer.packed() for name, layer in learned.items() if layer.is_product}
-    return PlanWithWeights(replace(plan, learned=plan_files.weights_digest(weights)), weights), (
-        note,
-    )
+    notes = [f"GPTQ: {count} of {len(learned)} weights, {decision}"]
+    best, weights, least = plan, learned if accepted else {}, after if accepted else before
+    if level.equalize and (factors := choose_activation_scales(plan, model, batches, ROWS[effort])):
+        scaled = replace(plan, equalized=factors)
+        learned = round_layers(scaled, model, batches, ROWS[effort], report)
+        after = error_of(scaled, learned)
+        accepted = is_better(least, after, significantly=False)
+        decision = describe_decision(accepted, least, after)
+        notes.append(f"AWQ: factors for {len(factors)} tensors, {decision}")
+        if accepted:
+            best, weights = scaled, learned
+    end("; ".join(notes), False)
+    saved = {name: layer.packed() for name, layer in weights.items() if layer.is_product}
+    digest = plan_files.weights_digest(saved)
+    return PlanWithWeights(replace(best, learned=digest), saved), tuple(notes)
 
 
 @dataclass(frozen=True, eq=False)

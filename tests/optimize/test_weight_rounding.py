@@ -13,6 +13,7 @@ from qconvert.core.config import QuantizeConfig
 from qconvert.core.progress import Progress, ignore_progress
 from qconvert.graph.passes import infer_shapes
 from qconvert.measure.output_error import sqnr_db
+from qconvert.optimize.activation_scales import choose_activation_scales
 from qconvert.optimize.candidate import Candidate
 from qconvert.optimize.weight_rounding import round_layers, round_on_images, with_rounded
 from qconvert.quantize.apply_plan import apply_plan
@@ -64,11 +65,11 @@ def test_learned_weights_are_nearer_and_stored_with_the_plan() -> None:
     saved, notes = round_on_images(
         plan, candidate.loaded, candidate.calibration, "default", steps.append
     )
-    (note,) = notes
-    assert note.startswith("GPTQ: 2 of 2 weights, used (validation SQNR ")
+    assert notes[0].startswith("GPTQ: 2 of 2 weights, used (validation SQNR ")
     assert sorted(saved.weights) == ["hidden", "scores"]
     assert saved.plan.learned
-    assert [(step.done, step.total) for step in steps if step.seconds is None] == [(1, 2), (2, 2)]
+    counts = [(step.done, step.total) for step in steps if step.seconds is None]
+    assert counts[:2] == [(1, 2), (2, 2)]
     images = next(iter(candidate.calibration.validation_batches()))
     expected = open_cpu(candidate.loaded.model)(images)
     nearest, learned = (
@@ -107,3 +108,49 @@ def test_weights_are_rounded_to_nearest_where_gptq_cannot_run() -> None:
         assert saved.plan == plan
         assert not saved.weights
         assert reason in "".join(notes)
+
+
+OUTLIERS = """
+<ir_version: 10, opset_import: ["": 20]>
+net (float[N, 3, 16, 16] image) => (float[N, 64, 24] left, float[N, 64, 24] right) {
+    conv = Conv <strides: ints = [2, 2]> (image, wc)
+    rows = Reshape (conv, shape)
+    tokens = Transpose <perm: ints = [0, 2, 1]> (rows)
+    normed = LayerNormalization (tokens, gain, offset)
+    left = MatMul (normed, w1)
+    right = MatMul (normed, w2)
+}
+"""
+
+
+@pytest.mark.slow
+def test_channels_with_large_activations_get_factors() -> None:
+    gain = np.ones(32, np.float32)
+    gain[:3] = 30
+    weights = {"wc": floats(32, 3, 2, 2), "w1": floats(32, 24), "w2": floats(32, 24, seed=3)}
+    more = {"gain": gain, "offset": np.zeros(32, np.float32), "shape": np.array([0, 32, -1])}
+    model = infer_shapes(from_text(OUTLIERS, **weights, **more))[0]
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    candidate = candidate_of(model)
+    plan, calibration = plan_of(candidate), candidate.calibration
+    batches = calibration.training_batches(16)
+    factors = choose_activation_scales(plan, candidate.loaded.model, batches, 512)
+    assert list(factors) == ["normed"]
+    assert min(factors["normed"][:3]) > 1.5 * max(factors["normed"][3:])
+    saved, notes = round_on_images(plan, candidate.loaded, calibration, "default", ignore_progress)
+    assert notes[1].startswith("AWQ: factors for 1 tensors, ")
+    assert bool(saved.plan.equalized) == (", used (" in notes[1])
+    written = apply_plan(candidate.loaded.model, saved.plan, saved.weights)
+    assert [node.op_type for node in written.graph].count("Mul") == 0
+    images = next(iter(calibration.validation_batches()))
+    outputs = open_cpu(candidate.loaded.model)(images)
+    assert sqnr_db(outputs, open_cpu(written)(images)) > 18
+
+
+def test_tensors_without_large_activations_get_no_factors() -> None:
+    candidate = candidate_of(network())
+    plan = plan_of(candidate)
+    batches = candidate.calibration.training_batches(8)
+    factors = choose_activation_scales(plan, candidate.loaded.model, batches, 256)
+    assert set(factors) <= {"biased", "active"}
