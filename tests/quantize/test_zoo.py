@@ -12,13 +12,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qconvert import backends
 from qconvert.backends.ort import open_cpu
 from qconvert.calibrate.calibration import load_calibration
 from qconvert.core import config_file, onnx_io
 from qconvert.core.cache import Cache
+from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors
 from qconvert.graph.fp16.convert import convert_to_half
 from qconvert.quantize import plan_files
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.run.calibrate import calibrate
 from qconvert.run.context import JobContext
 from qconvert.run.quantize import max_magnitudes
@@ -75,6 +79,20 @@ def test_zoo_network_builds_in_fp16_with_close_outputs(case: Case) -> None:
     assert floating <= halved.islands.keys()
     assert error(case, halved.model) < 0.1
     assert strongly_typed.build(halved.model)
+
+
+def test_zoo_network_is_quantized_at_run_time_with_close_outputs(case: Case) -> None:
+    required = backends.requirements("cpu").schemes["int8-dynamic"]
+    options = QuantizeOptions("at run time")
+    try:
+        plan = make_plan(case.model, required, {}, options, "int8-dynamic")
+    except QConvertError as error_of_plan:
+        pytest.skip("; ".join(error_of_plan.details))
+    quantized = apply_plan(case.model, plan)
+    onnx_io.require_valid(quantized)
+    products = [node for node in quantized.graph if node.op_type == "MatMulInteger"]
+    assert len(products) == plan.quantized
+    assert error(case, quantized) < 0.1
 
 
 def test_zoo_network_builds_in_int8_and_fp16_as_planned(
