@@ -102,7 +102,7 @@ def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
     if not a.image_indices.size or not b.image_indices.size:
         return b if b.image_indices.size else a
     indices = np.concatenate([a.image_indices, b.image_indices])
-    order = np.argsort(indices)
+    order = np.argsort(indices, kind="stable")
     summaries = {
         tensor: merge_summaries(summary, b.summaries[tensor], order)
         for tensor, summary in a.summaries.items()
@@ -172,7 +172,7 @@ class Collector:
         if not self._added:
             return self._start
         indices = np.array(self._added, dtype=np.int64)
-        order = np.argsort(indices)
+        order = np.argsort(indices, kind="stable")
         summaries = {builder.tensor: builder.summary(order) for builder in self._builders}
         added = Calibration(self._start.origin, indices[order], summaries)
         return merge_calibrations(self._start, added)
