@@ -140,7 +140,7 @@ def finish(
     report: "Report", *, as_json: bool, tables: Sequence[str] = TABLES, page: Path | None = None
 ) -> None:
     """Print a report, as JSON or in tables; then fail with exit code 1 if a gate failed."""
-    from qconvert.report import json_file, verdict
+    from qconvert.report import gates, json_file
 
     if as_json:
         write_json(json_file.to_json(report))
@@ -148,7 +148,7 @@ def finish(
         show_report(report, tables)
     if page is not None:
         info(f"report: {page}")
-    verdict.require_passed(report, shown=not as_json)
+    gates.require_passed(report, shown=not as_json)
 
 
 def show_report(report: "Report", names: Sequence[str] = TABLES) -> None:
@@ -171,9 +171,9 @@ def show_report(report: "Report", names: Sequence[str] = TABLES) -> None:
 
 def closing_text(report: "Report") -> str:
     """Return the failed gates, the notes, and the verdict as the last line."""
-    from qconvert.report import verdict
+    from qconvert.report import gates
 
-    failed = [verdict.describe_gate(gate) for gate in report.gates if not gate.passed]
+    failed = [gates.describe_gate(gate) for gate in report.gates if not gate.passed]
     lines = [wrap_text(f"gate failed: {gate}", "  ") for gate in failed]
     lines += [wrap_text(f"note: {note}", "  ") for note in report.notes]
     if report.verdict:

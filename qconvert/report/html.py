@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from qconvert.core import number_format as fmt
 from qconvert.core.sanitize import sanitize_text
 from qconvert.measure.layer_errors import worst_layers
-from qconvert.report import search_tables, tables, verdict
+from qconvert.report import gates, search_tables, tables
 from qconvert.report.chain import chain_table
 from qconvert.report.metrics import pareto_front
 from qconvert.report.model import Report
@@ -66,7 +66,7 @@ def prose(sentence: str) -> Markup:
 
 def _cell(text: str) -> Markup:
     """Escape a cell; failures are highlighted, and bars of block characters become HTML bars."""
-    if text.startswith(verdict.FAIL):
+    if text.startswith(gates.FAIL):
         return Markup('<b class="bad">{}</b>').format(text)
     fraction = bar_fraction(text)
     if fraction is None:

@@ -12,7 +12,7 @@ from qconvert.core.sanitize import sanitize_cell
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.latency import Latency, summarize_latency
 from qconvert.measure.layer_errors import LayerError, layer_label, relative_error
-from qconvert.report import metrics, verdict
+from qconvert.report import gates, metrics
 from qconvert.report.metrics import missing_reason, missing_score_reason
 from qconvert.report.model import Report, VariantResult
 from qconvert.report.table import (
@@ -63,7 +63,7 @@ def overview_table(report: Report) -> TextTable:
         passed = [gate.passed for gate in report.gates if gate.variant == variant.name]
         status = "baseline" if variant.precision == "fp32" else ""
         if passed:
-            status = verdict.PASS if all(passed) else verdict.FAIL
+            status = gates.PASS if all(passed) else gates.FAIL
         if variant.name == report.best:
             status = f"{status} {BEST_MARK}".strip()
         size = variant.engine.bytes if variant.engine is not None else None
@@ -83,9 +83,9 @@ def gate_table(report: Report) -> TextTable:
     """Return a row for each gate and variant."""
     notes, rows = Footnotes(), []
     for gate in report.gates:
-        value, limit = verdict.format_gate(gate)
+        value, limit = gates.format_gate(gate)
         mark = notes.mark(gate.why) if gate.why else ""
-        result = verdict.PASS if gate.passed else verdict.FAIL
+        result = gates.PASS if gate.passed else gates.FAIL
         rows.append((gate.name, gate.variant, value + mark, limit, result))
     columns = make_columns("l l r r l", "gate", "variant", "value", "limit", "result")
     return TextTable(columns, rows, "Gates", notes.texts())

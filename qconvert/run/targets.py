@@ -26,7 +26,7 @@ from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch
 from qconvert.graph.patterns import activation_sign, is_quantized
 from qconvert.images import ImageChoice
 from qconvert.images.listing import Batch
-from qconvert.report import json_file, verdict
+from qconvert.report import gates, json_file
 from qconvert.report.model import Report
 from qconvert.run import run_folder
 from qconvert.run.context import open_image_set
@@ -274,7 +274,7 @@ class Run:
             raise UsageError(f"`{self.folder}` has no engine `{chosen}`", hint=hint)
         raise UsageError(
             f"no engine of `{self.folder}` is named by the verdict, so name one",
-            details=[verdict.describe_gate(gate) for gate in self.report.gates if not gate.passed],
+            details=[gates.describe_gate(gate) for gate in self.report.gates if not gate.passed],
             hint=f"`--engine NAME`; {hint}",
         )
 
@@ -284,7 +284,7 @@ class Run:
 
     def require_gates(self) -> None:
         """Raise `GateFailed` if a gate failed."""
-        verdict.require_passed(self.report)
+        gates.require_passed(self.report)
 
 
 def load_run(folder: Path) -> Run:

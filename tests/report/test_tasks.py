@@ -9,10 +9,11 @@ import pytest
 
 from qconvert.core.config import GateConfig
 from qconvert.report import json_file, metrics, tables
+from qconvert.report.gates import describe_gate, evaluate_gates
 from qconvert.report.html import render_html
 from qconvert.report.markdown import render_card, render_markdown
 from qconvert.report.model import Report
-from qconvert.report.verdict import conclude, describe_gate, evaluate_gates
+from qconvert.report.verdict import conclude
 from tests.docs.commands import ROOT
 from tests.report import task_reports
 from tests.report.task_reports import of_task, scored
