@@ -22,8 +22,9 @@ from qconvert.core.pip_command import pip_install
 from qconvert.core.scales import Grid
 from qconvert.graph.patterns import activation_sign
 from qconvert.quantize import saturation
+from qconvert.quantize.cpu_rules import ORT_CPU_RULES
 from qconvert.quantize.dynamic import DYNAMIC_RULES
-from qconvert.quantize.scheme import ORT_CPU_RULES, Scheme
+from qconvert.quantize.scheme import Scheme
 from qconvert.quantize.weight_only import weight_only_scheme
 
 PROVIDER = "CPUExecutionProvider"

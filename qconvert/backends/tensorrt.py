@@ -26,7 +26,8 @@ from qconvert.core.pip_command import pip_install
 from qconvert.core.scales import Grid
 from qconvert.core.tensors import TensorSpec
 from qconvert.quantize.plan import RestPrecision
-from qconvert.quantize.scheme import TENSORRT_RULES, OperatorRule, Scheme
+from qconvert.quantize.scheme import OperatorRule, Scheme
+from qconvert.quantize.tensorrt_rules import TENSORRT_RULES
 from qconvert.quantize.weight_only import weight_only_scheme
 
 PROVIDER = "TensorrtExecutionProvider"

@@ -21,7 +21,7 @@ from qconvert.core import cache, onnx_io
 from qconvert.core.config import TensorrtRtxConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError, first_line
 from qconvert.core.pip_command import pip_install
-from qconvert.quantize.scheme import RTX_RULES
+from qconvert.quantize.tensorrt_rules import RTX_RULES
 
 PROVIDER = "NvTensorRTRTXExecutionProvider"
 ENGINE = "model.engine"
