@@ -94,20 +94,30 @@ def learn_rounding(
             layers = _learn_resumably(model, plan, batches, level.rows, folder, candidate.progress)
             weights = {name: weight for name, weight in layers.items() if weight is not None}
             learned = replace(plan, learned=plan_files.weights_digest(weights))
-            reference = run_reference(model, holdout())
-            before = candidate.compare(apply_plan(model, plan), holdout(), reference)
-            after = candidate.compare(apply_plan(model, learned, weights), holdout(), reference)
-        accepted = is_better(before, after, significantly=False)
-        decision = describe_decision(accepted, before, after)
+            before, after = PlanWithWeights(plan), PlanWithWeights(learned, weights)
+            accepted, decision = accept_plan(candidate, before, after, list(holdout()))
         note = f"learned rounding: {len(layers)} layers, {decision}"
-        saved = PlanWithWeights(learned, weights) if accepted else PlanWithWeights(plan)
-        plan_files.save_plan(saved, entry / "plan.json")
+        plan_files.save_plan(after if accepted else before, entry / "plan.json")
         (entry / "summary.txt").write_text(note, encoding="utf-8")
 
     entry, hit = cache.get_or_make("learn", key, make)
     note = (entry / "summary.txt").read_text(encoding="utf-8")
     end(note, hit)
     return plan_files.load_plan(entry / "plan.json"), (note,)
+
+
+def accept_plan(
+    candidate: Candidate, before: PlanWithWeights, after: PlanWithWeights, batches: list[Tensors]
+) -> tuple[bool, str]:
+    """Return whether the outputs of a changed plan are nearer to FP32, and the figures."""
+    model = candidate.loaded.model
+    reference = run_reference(model, batches)
+    errors = [
+        candidate.compare(apply_plan(model, row.plan, row.weights), batches, reference)
+        for row in (before, after)
+    ]
+    accepted = is_better(*errors, significantly=False)
+    return accepted, describe_decision(accepted, *errors)
 
 
 def describe_decision(accepted: bool, before: OutputError, after: OutputError) -> str:

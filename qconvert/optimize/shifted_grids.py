@@ -1,4 +1,4 @@
-"""Shift symmetric grids behind a Clip at zero, if the outputs are nearer to FP32 that way.
+"""Shift symmetric grids behind a Relu or a Clip at zero, if the outputs are nearer to FP32 that way.
 
 The weights are learned anew for the finer grids, and the images held out decide between both plans.
 """
@@ -14,10 +14,9 @@ from qconvert.calibrate.summary import Summary
 from qconvert.core.cache import Cache
 from qconvert.core.progress import start_step
 from qconvert.graph.taps import find_observed_tensors
-from qconvert.optimize.candidate import Candidate, is_better, run_reference
-from qconvert.optimize.learned_rounding import describe_decision, learn_rounding
+from qconvert.optimize.candidate import Candidate
+from qconvert.optimize.learned_rounding import accept_plan, learn_rounding
 from qconvert.quantize import plan_files
-from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.plan_files import PlanWithWeights
 from qconvert.quantize.shifted_tensors import find_shiftable
@@ -28,18 +27,17 @@ METHOD = "mse"
 
 
 def shift_grids(
-    saved: PlanWithWeights, candidate: Candidate, effort: str, cache: Cache
+    saved: PlanWithWeights, candidate: Candidate, effort: str | None, cache: Cache
 ) -> tuple[PlanWithWeights, tuple[str, ...]]:
     """Return the plan with shifted grids if its outputs are nearer to FP32, and notes.
 
-    With effort `none` the weights stay as they are.
+    Without an effort the weights stay as they are.
     """
-    model = candidate.loaded.model
-    names = find_shiftable(model.graph, saved.plan)
+    names = find_shiftable(candidate.loaded.model.graph, saved.plan)
     if candidate.calibration.images is None or not names or saved.plan.shifted:
         return saved, ()
     plan = shift_plan(saved.plan, names, candidate)
-    if effort == "none":
+    if effort is None:
         shifted = PlanWithWeights(replace(plan, learned=saved.plan.learned), saved.weights)
     else:
         shifted, _ = learn_rounding(plan, candidate, effort, cache)
@@ -54,14 +52,10 @@ def shift_grids(
     }
 
     def make(entry: Path) -> None:
-        holdout = list(candidate.holdout_batches())
-        reference = run_reference(model, holdout)
-        before, after = (
-            candidate.compare(apply_plan(model, row.plan, row.weights), holdout, reference)
-            for row in (saved, shifted)
+        accepted, decision = accept_plan(
+            candidate, saved, shifted, list(candidate.holdout_batches())
         )
-        accepted = is_better(before, after, significantly=False)
-        note = f"{len(names)} symmetric grids shifted, {describe_decision(accepted, before, after)}"
+        note = f"{len(names)} symmetric grids shifted, {decision}"
         plan_files.save_plan(shifted if accepted else saved, entry / "plan.json")
         (entry / "summary.txt").write_text(note, encoding="utf-8")
 

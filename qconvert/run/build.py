@@ -69,10 +69,7 @@ def build(
         with _timed(seconds, "search"):
             chosen, inputs, mixes = add_mixed_variants(chosen, inputs, evaluation, context)
         with _timed(seconds, "quantize"):
-            graphs = {
-                variant: variants.make_graph(variant, inputs, context)
-                for variant in chosen.variants
-            }
+            graphs = {row: variants.make_graph(row, inputs, context) for row in chosen.variants}
         calibration = inputs.calibration.full if inputs.calibration is not None else None
         results = RunResults(chosen, graphs, calibration, mixes=mixes)
         if plan_only:

@@ -63,7 +63,7 @@ def tune_plans(
         )
         steps = request.steps or settings.training_steps
         # The weights may have been trained before, so they are not learned again for the shift.
-        saved, shifts = shift_grids(inputs.plans[variant.name], candidate, "none", context.cache)
+        saved, shifts = shift_grids(inputs.plans[variant.name], candidate, None, context.cache)
         result = train(saved, candidate, steps, context.cache)
         result = replace(result, notes=(*shifts, *result.notes))
         if overlap:

@@ -32,8 +32,8 @@ from qconvert.core.tensors import Tensors, TensorSpec, batch_size
 from qconvert.measure.output_error import sqnr_from_powers
 from qconvert.measure.training_curve import TrainingCurve
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
-from qconvert.optimize.candidate import Candidate, is_better, run_reference
-from qconvert.optimize.learned_rounding import describe_decision
+from qconvert.optimize.candidate import Candidate, run_reference
+from qconvert.optimize.learned_rounding import accept_plan
 from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.plan_files import PlanWithWeights
@@ -124,7 +124,6 @@ def train_plan(
     settings: TrainingSettings = TrainingSettings(),
 ) -> tuple[PlanWithWeights, tuple[str, ...], TrainingCurve]:
     """Return the plan as training changed it if its outputs are nearer to FP32, notes, the curve."""
-    model = candidate.loaded.model
     require_trainable(candidate)
     end = start_step(candidate.progress, "train")
     key = {
@@ -142,13 +141,8 @@ def train_plan(
         with cache.resumable("train", key) as folder:
             trained, curve = _train(saved, candidate, settings, folder / CHECKPOINT)
         holdout = list(candidate.calibration.validation_batches())
-        reference = run_reference(model, holdout)
-        before, after = (
-            candidate.compare(apply_plan(model, row.plan, row.weights), holdout, reference)
-            for row in (saved, trained)
-        )
-        accepted = is_better(before, after, significantly=False)
-        note = f"training: {curve.steps[-1]} steps, {describe_decision(accepted, before, after)}"
+        accepted, decision = accept_plan(candidate, saved, trained, holdout)
+        note = f"training: {curve.steps[-1]} steps, {decision}"
         curve = replace(curve, kept=accepted)
         plan_files.save_plan(trained if accepted else saved, entry / "plan.json")
         CURVE.save(curve, entry)

@@ -56,8 +56,8 @@ def test_scheme_with_zero_points_needs_no_shift() -> None:
 def test_weights_that_are_not_learned_again_stay_as_they_are() -> None:
     candidate = candidate_of(network(), "tensorrt")
     saved, _ = learn_rounding(candidate.trial_plan(candidate.options), candidate, "default", CACHE)
-    shifted, (note,) = shift_grids(saved, candidate, "none", CACHE)
+    shifted, (note,) = shift_grids(saved, candidate, None, CACHE)
     assert "used" in note
     assert shifted.plan.shifted == tuple(SHIFTABLE)
     assert shifted.plan.learned == saved.plan.learned
-    assert shift_grids(shifted, candidate, "none", CACHE) == (shifted, ())
+    assert shift_grids(shifted, candidate, None, CACHE) == (shifted, ())

@@ -11,11 +11,11 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.progress import Progress
 from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors
+from qconvert.optimize import learned_rounding
 from qconvert.optimize.candidate import Candidate, run_reference
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.quantize.plan_files import PlanWithWeights
-from qconvert.train import distillation
 from qconvert.train.augmentation import augment
 from qconvert.train.blocks import find_blocks, float_plan
 from qconvert.train.distillation import TrainingSettings, train_plan
@@ -70,7 +70,7 @@ def test_weights_that_are_not_accepted_are_not_kept(
     candidate: Candidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = start_of(candidate)
-    monkeypatch.setattr(distillation, "is_better", lambda *errors, significantly: False)
+    monkeypatch.setattr(learned_rounding, "is_better", lambda *errors, significantly: False)
     trained, notes, curve = train_plan(start, candidate, CACHE, SHORT)
     assert trained.plan == start.plan
     assert not trained.weights
